@@ -1,0 +1,15 @@
+"""Append-only logs on LevelDB that replicate: the npm package scuttleup, for Python."""
+
+from .changes import Change
+from .errors import EntryNotFound, ProtocolError, ScuttleupError
+from .log import Scuttleup
+from .read_stream import ReadStream
+
+__all__ = [
+    "Change",
+    "EntryNotFound",
+    "ProtocolError",
+    "ReadStream",
+    "Scuttleup",
+    "ScuttleupError",
+]

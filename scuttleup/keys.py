@@ -1,0 +1,100 @@
+"""The keys of the database, byte for byte those of the original.
+
+| key (UTF-8 of)                      | value                                                   |
+|-------------------------------------|---------------------------------------------------------|
+| `c` U+00FF peer U+00FF number       | the entry's bytes                                       |
+| `m` U+00FF `head` U+00FF peer       | the number of a newest entry that was deleted (ours)    |
+| `m` U+00FF `id`                     | this peer's id                                          |
+
+`number` is the lower-case hex of what npm `lexicographic-integer` 1.1.0 packs, so that numbers
+sort as bytes: n < 251 is one byte; else n - 251 in the fewest of 1, 2, 3 or 4 bytes, big-endian,
+after a first byte of 251, 252, 253 or 254.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, repeat
+from operator import add
+
+MAX_SEQ = 2**32 - 1  # the wire's uint32
+
+SEPARATOR = "\xff".encode()
+CHANGES = b"c" + SEPARATOR
+CHANGES_END = CHANGES + SEPARATOR  # peer ids hold no U+00FF and nothing above it
+DELETED_HEADS = b"m" + SEPARATOR + b"head" + SEPARATOR
+ID = b"m" + SEPARATOR + b"id"  # sorts after every other key of ours
+
+_HEX = [b"%02x" % byte for byte in range(256)]
+
+
+def check_peer(peer: str) -> str:
+    """Return `peer` if it can be the id of a log.
+
+    Raises TypeError if it is no str, ValueError if it is empty or holds U+00FF or above: in a key
+    it could not be told from the separator.
+    """
+    if not isinstance(peer, str):
+        raise TypeError(f"a peer id is a str, not {peer!r}")
+    if not peer or max(peer) >= "\xff":
+        raise ValueError(f"a peer id is one or more characters below U+00FF, not {peer!r}")
+    return peer
+
+
+def check_seq(seq: int) -> int:
+    """Return `seq` if it can number an entry, else raise TypeError or ValueError."""
+    if not isinstance(seq, int) or isinstance(seq, bool):
+        raise TypeError(f"an entry's number is an int, not {seq!r}")
+    if not 1 <= seq <= MAX_SEQ:
+        raise ValueError(f"an entry's number is 1 to {MAX_SEQ}, not {seq!r}")
+    return seq
+
+
+def log_prefix(peer: str) -> bytes:
+    """What the keys of all changes of `peer` begin with; the packed number follows."""
+    return CHANGES + peer.encode() + SEPARATOR
+
+
+def pack_seq(seq: int) -> bytes:
+    """`seq` as it stands in a key: 2 to 10 hex digits."""
+    if seq < 251:
+        return _HEX[seq]
+    rest = seq - 251
+    if rest < 1 << 8:
+        return b"fb" + _HEX[rest]
+    if rest < 1 << 16:
+        return b"fc" + _HEX[rest >> 8] + _HEX[rest & 255]
+    if rest < 1 << 24:
+        return b"fd" + _HEX[rest >> 16] + _HEX[rest >> 8 & 255] + _HEX[rest & 255]
+    return b"fe%08x" % rest
+
+
+# By the number of digits, what to take off the whole read as one hex number.
+_BIAS = {2 * width + 2: ((250 + width << 8 * width) - 251 if width else 0) for width in range(5)}
+
+
+def unpack_seq(digits: bytes) -> int:
+    """The number that `pack_seq` made `digits` of; ValueError if it made them of none."""
+    try:
+        seq = int(digits, 16) - _BIAS[len(digits)]
+    except (ValueError, KeyError):
+        seq = 0
+    if not 1 <= seq <= MAX_SEQ or pack_seq(seq) != digits:
+        raise ValueError(f"not a number of an entry: {digits!r}")
+    return seq
+
+
+def change_keys(prefix: bytes, first: int, count: int) -> Iterator[bytes]:
+    """The keys of `count` entries from number `first` on, under the `log_prefix` `prefix`."""
+    return chain.from_iterable(_blocks_of_keys(prefix, first, first + count))
+
+
+def _blocks_of_keys(prefix: bytes, seq: int, end: int) -> Iterator[Iterator[bytes]]:
+    # Up to 256 keys in a row differ in their last byte alone. One concatenation then makes a key:
+    # 0.05 µs, where `prefix + pack_seq(seq)` takes 0.35 µs.
+    while seq < end:
+        packed = pack_seq(seq)
+        low = int(packed[-2:], 16)
+        stop = min(251 if seq < 251 else 256, low + end - seq)
+        yield map(add, repeat(prefix + packed[:-2]), _HEX[low:stop])
+        seq += stop - low

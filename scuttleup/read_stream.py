@@ -1,0 +1,130 @@
+"""Iterate over the logs, and follow them, from a thread or from asyncio."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from .changes import Change, expand
+from .store import Store
+
+
+class ReadStream(Iterator[Change], AsyncIterator[Change]):
+    """Changes in order: a snapshot, by peer id and number; then, live, whatever is stored.
+
+    Use `for`, `async for` or both, one reader at a time. `close()`, from any thread or task, ends
+    the stream, also while its reader waits; so does leaving its `with` block, and so does
+    dropping it.
+
+    An entry that cannot be decoded is a ValueError in its place; iterate again to go on after it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        decode: Callable[[bytes], Any],
+        *,
+        since: dict[str, int],
+        live: bool,
+        tail: bool,
+    ) -> None:
+        self._decode = decode
+        self._live = live or tail
+        # The store knows the follower and the follower the alarm, neither knows us: a stream that
+        # is dropped is gone at once.
+        self._alarm = _Alarm()
+        self._follower = store.follow(
+            since, snapshot=not tail, live=self._live, wake=self._alarm.ring
+        )
+        self._changes: Iterator[Change] = iter(())  # read, and not yet returned
+
+    def __iter__(self) -> Iterator[Change]:
+        # A generator, since that is twice as fast as a call of __next__ for every change.
+        follower = self._follower
+        while not follower.closed:
+            for change in self._changes:
+                yield change
+                if follower.closed:
+                    return
+            if not self._read():
+                if not self._live:
+                    return
+                self._alarm.wait(self._nothing_new)
+
+    def __next__(self) -> Change:
+        for change in self:
+            return change
+        raise StopIteration
+
+    def __aiter__(self) -> ReadStream:
+        return self
+
+    async def __anext__(self) -> Change:
+        import asyncio  # only here and below: a program that only uses threads need not load it
+
+        while not self._follower.closed:
+            for change in self._changes:
+                return change
+            if self._read():
+                await asyncio.sleep(0)  # a read takes about 1 ms: now it is the others' turn
+            elif self._live:
+                await self._alarm.wait_async(self._nothing_new)
+            else:
+                break
+        raise StopAsyncIteration
+
+    def _read(self) -> bool:
+        run = self._follower.read()
+        if run is None:
+            return False
+        entries = run.entries if self._decode is bytes else map(self._decode, run.entries)
+        self._changes = expand(run.peer, run.first, entries)
+        return True
+
+    def _nothing_new(self) -> bool:
+        return self._follower.idle and not self._follower.closed
+
+    def close(self) -> None:
+        """End the stream. Closing it again does nothing."""
+        self._follower.close()
+
+    def __enter__(self) -> ReadStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class _Alarm:
+    """Wakes the reader that sleeps, be it a thread or a task."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._wake_task: Callable[[], object] | None = None
+
+    def ring(self) -> None:
+        self._event.set()
+        if wake_task := self._wake_task:
+            with suppress(RuntimeError):  # the event loop is closed, the task sleeps for ever
+                wake_task()
+
+    # Both first get ready to be woken and then look: what comes after the look wakes them.
+
+    def wait(self, idle: Callable[[], bool]) -> None:
+        self._event.clear()
+        if idle():
+            self._event.wait()
+
+    async def wait_async(self, idle: Callable[[], bool]) -> None:
+        import asyncio
+
+        event = asyncio.Event()
+        self._wake_task = partial(asyncio.get_running_loop().call_soon_threadsafe, event.set)
+        try:
+            if idle():
+                await event.wait()
+        finally:
+            self._wake_task = None
