@@ -4,12 +4,15 @@ from .changes import Change
 from .errors import EntryNotFound, ProtocolError, ScuttleupError
 from .log import Scuttleup
 from .read_stream import ReadStream
+from .replication import Replicated, ReplicationStream
 
 __all__ = [
     "Change",
     "EntryNotFound",
     "ProtocolError",
     "ReadStream",
+    "Replicated",
+    "ReplicationStream",
     "Scuttleup",
     "ScuttleupError",
 ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .changes import Change, Run, expand
 from .encodings import Encoding, find_encoding
 from .keys import check_peer, check_seq
 from .read_stream import ReadStream
+from .replication import MAX_FRAME, Replicated, ReplicationStream
 from .store import Store
+
+if TYPE_CHECKING:
+    from asyncio import StreamReader, StreamWriter
 
 
 class Scuttleup:
@@ -44,7 +48,10 @@ class Scuttleup:
         self._encode: Callable[[Any], bytes] = self._encoding.encode
         if verify is not None and not callable(verify):
             raise TypeError(f"verify is a function or None, not {verify!r}")
-        self._verify = verify
+        decode = self._encoding.decode
+        self._verify = verify and (
+            lambda change: verify(change._replace(entry=decode(change.entry)))
+        )
         self._store = Store(db, id=id, sync=sync)
 
     @property
@@ -124,6 +131,58 @@ class Scuttleup:
                 check_seq(seq)
         decode = self._find_encoding(value_encoding).decode
         return ReadStream(self._store, decode, since=since, live=live, tail=tail)
+
+    def create_replication_stream(
+        self,
+        *,
+        mode: str = "sync",
+        live: bool = True,
+        max_frame: int = MAX_FRAME,
+        wake: Callable[[], None] = lambda: None,
+    ) -> ReplicationStream:
+        """One end of a replication, without a connection; for that see `replicate`.
+
+        `mode` "push" receives no changes, "pull" sends none. Without `live` it is finished when
+        both sides have what was there. A remote's frame of more than `max_frame` bytes is an
+        error. `wake` is called, from any thread, when there is something to send again.
+        """
+        return ReplicationStream(
+            self._store,
+            mode=mode,
+            live=live,
+            verify=self._verify,
+            max_frame=max_frame,
+            wake=wake,
+        )
+
+    async def replicate(
+        self,
+        reader: StreamReader,
+        writer: StreamWriter,
+        *,
+        mode: str = "sync",
+        live: bool = True,
+        max_frame: int = MAX_FRAME,
+    ) -> Replicated:
+        """Replicate with the peer at the other end, until it leaves or, not `live`, all is done.
+
+        Closes `writer` and returns how many changes were sent and received; raises ProtocolError
+        when the remote is in error or the connection breaks. For the other arguments see
+        `create_replication_stream`.
+
+        >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
+        """
+        from .connection import replicate  # only here: asyncio takes longer to load than all else
+
+        return await replicate(
+            self._store,
+            reader,
+            writer,
+            mode=mode,
+            live=live,
+            verify=self._verify,
+            max_frame=max_frame,
+        )
 
     def close(self) -> None:
         """End all live streams and replications and refuse writes. `db` stays open: close it."""

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -297,7 +298,7 @@ def _read_span(changes: Any, peer: str, after: int, last: int) -> Iterator[Run]:
             if room <= 0:
                 break
         else:
-            if len(entries) < wanted:
+            if len(entries) < wanted and key != ID:
                 raise _cut_short()
         if key == prefix + pack_seq(after + len(entries)):
             # Keys are in order and no two the same: so there is no gap.
@@ -351,9 +352,11 @@ def _load_heads(db: Any) -> dict[str, int]:
             prefix = CHANGES + peer + separator
             last, key = _leap_over_log(keys, prefix, key)
             try:
-                heads[check_peer(peer.decode())] = unpack_seq(last[len(prefix) :])
+                check_peer(peer.decode())
             except ValueError:
-                continue  # not a key that `keys` describes
+                continue  # the original does not find these either
+            if seq := _last_seq(db, prefix, last):
+                heads[peer.decode()] = seq
         keys.seek(ID)
         if next(keys, None) != ID:
             raise _cut_short()
@@ -366,6 +369,24 @@ def _load_heads(db: Any) -> dict[str, int]:
         else:
             raise _cut_short()
     return heads
+
+
+def _last_seq(db: Any, prefix: bytes, last: bytes) -> int | None:
+    """The last number of the log whose keys begin with `prefix` and end with `last`."""
+    try:
+        return unpack_seq(last[len(prefix) :])
+    except ValueError:
+        pass
+    # The original stores ids that hold U+00FF, too, and those may sort into a log: "us\xff05" into
+    # that of "us".
+    seq = None
+    with _scan(db, prefix, values=False) as keys:
+        for key in keys:
+            if not key.startswith(prefix):
+                return seq
+            with suppress(ValueError):
+                seq = unpack_seq(key[len(prefix) :])
+    raise _cut_short()
 
 
 def _leap_over_log(keys: Any, prefix: bytes, key: bytes) -> tuple[bytes, bytes | None]:

@@ -1,0 +1,300 @@
+"""The frames of the wire, byte for byte those of the original.
+
+A frame is a varint, the length, and as many bytes, a message; one of length 0 means nothing. The
+first message of each side is a Handshake, every later one a Change, in Protocol Buffers (proto2):
+
+    message Handshake {
+      required string id = 1;
+      repeated Digest head = 2;
+      optional Mode mode = 3 [default = SYNC];
+    }
+    message Digest { required string peer = 1; required uint32 seq = 2; }
+    message Change { required string peer = 1; required uint32 seq = 2; required bytes entry = 3; }
+    enum Mode { SYNC = 1; PUSH = 2; PULL = 3; }
+
+Encoding: https://protobuf.dev/programming-guides/encoding/. As there, fields come in any order,
+the last of a kind counts, and unknown ones (a known number with another wire type is unknown, too)
+are skipped. Unlike there, a number too large for its type is an error and not cut to size.
+
+Everything here raises ValueError for what it cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, repeat
+from operator import add
+from typing import NamedTuple
+
+_MODES = {"sync": 1, "push": 2, "pull": 3}
+MODES = {number: mode for mode, number in _MODES.items()}
+_MAX_UINT32 = 2**32 - 1
+_MAX_GROUPS = 100  # one in the other, as Google's decoders have it
+
+_BYTE = [bytes([byte]) for byte in range(256)]
+
+
+class Handshake(NamedTuple):
+    """Who speaks, the last number of every log that it has, and its mode."""
+
+    id: str
+    head: Mapping[str, int]
+    mode: str
+
+
+def encode_handshake(id: str, head: Mapping[str, int], mode: str) -> bytes:
+    """The frame of a Handshake."""
+    parts = [_string(1, id)]
+    for peer, seq in head.items():
+        digest = b"%b\x10%b" % (_string(1, peer), _varint(seq))
+        parts += (b"\x12", _varint(len(digest)), digest)
+    parts.append(b"\x18" + _varint(_MODES[mode]))
+    message = b"".join(parts)
+    return _varint(len(message)) + message
+
+
+def encode_changes(peer: str, first: int, entries: Iterable[bytes]) -> bytes:
+    """The frames of the Changes of `peer` from number `first` on."""
+    # What stands before an entry depends on three things that rarely change: 0.4 µs an entry.
+    parts: list[bytes] = []
+    head_size = entry_size = -1
+    for head, entry in zip(_change_heads(peer, first), entries, strict=False):
+        if len(entry) != entry_size or len(head) != head_size:
+            head_size, entry_size = len(head), len(entry)
+            before_entry = _varint(entry_size)
+            before_head = _varint(head_size + len(before_entry) + entry_size)
+        parts += (before_head, head, before_entry, entry)
+    return b"".join(parts)
+
+
+def _change_heads(peer: str, first: int) -> Iterator[bytes]:
+    """What the Changes of `peer` begin with, from number `first` on: all up to the entry's size."""
+    return chain.from_iterable(_blocks_of_heads(_string(1, peer) + b"\x10", first))
+
+
+def _blocks_of_heads(before_seq: bytes, seq: int) -> Iterator[Iterator[bytes]]:
+    # A varint's first byte has the lowest 7 bits, so up to 128 heads in a row differ in that alone.
+    while seq <= _MAX_UINT32:
+        low, high = seq & 0x7F, seq >> 7
+        lows = _BYTE[0x80 + low :] if high else _BYTE[low:0x80]
+        after_low = (_varint(high) if high else b"") + b"\x1a"
+        yield map(add, map(add, repeat(before_seq), lows), repeat(after_low))
+        seq += 0x80 - low
+
+
+class Decoder:
+    """Cuts what comes in into messages; a frame of more than `limit` bytes is a ValueError."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer = bytearray()  # what is not decoded yet
+        self._needed = 0  # how many bytes of that it takes to go on
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the connection."""
+        self._buffer += data
+
+    @property
+    def empty(self) -> bool:
+        """Whether all that came in is decoded."""
+        return not self._buffer
+
+    def message(self) -> bytes | None:
+        """The next message, None as long as it is not all there."""
+        start = end = 0
+        while start == end:
+            start, end = self._frame(self._buffer, end)
+            if end > len(self._buffer):
+                return None
+        message = bytes(self._buffer[start:end])
+        del self._buffer[:end]
+        return message
+
+    def changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
+        """The Changes that are all there, in runs: (peer, first number, entries)."""
+        size = len(self._buffer)
+        if size < self._needed:
+            return
+        # Most Changes follow the one before in the same log. What those begin with is known, so
+        # a comparison decodes them: 0.5 µs instead of 5 µs. Sizes of two bytes, the usual ones,
+        # are read in line; two more bytes let that look ahead at the end.
+        buffer = b"".join((self._buffer, b"\0\0"))
+        peer, first = "", 0
+        entries: list[bytes] = []
+        heads: Iterator[bytes] = iter(())
+        head: bytes | None = None
+        pos = end = 0
+        try:
+            while pos < size:
+                length = buffer[pos]
+                start = pos + 1
+                if length > 0x7F and buffer[start] < 0x80:
+                    length += (buffer[start] << 7) - 0x80
+                    start += 1
+                end = start + length
+                if (length > 0x7F and buffer[start - 1] > 0x7F) or length > self._limit:
+                    start, end = self._frame(self._buffer, pos)
+                if end > size:
+                    break
+                if head is not None and buffer.startswith(head, start):
+                    at = start + len(head)
+                    length = buffer[at]
+                    at += 1
+                    if length > 0x7F and buffer[at] < 0x80:
+                        length += (buffer[at] << 7) - 0x80
+                        at += 1
+                    if at + length == end and buffer[at - 1] < 0x80:
+                        entries.append(buffer[at:end])
+                        head = next(heads, None)
+                        pos = end
+                        continue
+                if start < end:
+                    if entries:
+                        yield peer, first, entries
+                        entries = []
+                    peer, first, entry = _decode_change(buffer[start:end])
+                    entries = [entry]
+                    heads = _change_heads(peer, first + 1)
+                    head = next(heads, None)
+                pos = end
+        except ValueError:
+            if entries:
+                yield peer, first, entries
+            raise
+        if entries:
+            yield peer, first, entries
+        self._needed = max(end - pos, 0)
+        del self._buffer[:pos]
+
+    def _frame(self, buffer: bytes | bytearray, pos: int) -> tuple[int, int]:
+        """Where the message of the frame at `pos` begins and ends, perhaps behind `buffer`."""
+        length = shift = 0
+        for start in range(pos, len(buffer)):
+            byte = buffer[start]
+            length |= (byte & 0x7F) << shift
+            if length > self._limit or shift > 63:
+                raise ValueError(f"a frame of more than {self._limit} bytes")
+            if byte < 0x80:
+                return start + 1, start + 1 + length
+            shift += 7
+        return pos, len(buffer) + 1
+
+
+def decode_handshake(message: bytes) -> Handshake:
+    """The Handshake that `message` is."""
+    id: str | None = None
+    head: dict[str, int] = {}
+    mode = "sync"
+    for number, value in _fields(message):
+        if number == 1 and isinstance(value, bytes):
+            id = value.decode()
+        elif number == 2 and isinstance(value, bytes):
+            peer, seq = _decode_digest(value)
+            head[peer] = seq
+        elif number == 3 and isinstance(value, int):
+            mode = MODES.get(value, mode)
+    if id is None:
+        raise ValueError("a handshake without an id")
+    if not head and _is_change(message):
+        raise ValueError("a change where the handshake has to be")
+    return Handshake(id, head, mode)
+
+
+def _decode_digest(message: bytes) -> tuple[str, int]:
+    peer = seq = None
+    for number, value in _fields(message):
+        if number == 1 and isinstance(value, bytes):
+            peer = value.decode()
+        elif number == 2 and isinstance(value, int):
+            seq = _uint32(value)
+    if peer is None or seq is None:
+        raise ValueError("a digest without peer or seq")
+    return peer, seq
+
+
+def _decode_change(message: bytes) -> tuple[str, int, bytes]:
+    peer = seq = entry = None
+    for number, value in _fields(message):
+        if number == 1 and isinstance(value, bytes):
+            peer = value.decode()
+        elif number == 2 and isinstance(value, int):
+            seq = _uint32(value)
+        elif number == 3 and isinstance(value, bytes):
+            entry = value
+    if peer is None or seq is None or entry is None:
+        raise ValueError("a change without peer, seq or entry")
+    return peer, seq, entry
+
+
+def _is_change(message: bytes) -> bool:
+    try:
+        _decode_change(message)
+    except ValueError:
+        return False
+    return True
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields with varint or length-delimited values; the others are read and left out."""
+    pos, size = 0, len(message)
+    groups: list[int] = []  # that are open
+    while pos < size:
+        tag, pos = _decode_varint(message, pos)
+        number, wire_type = tag >> 3, tag & 7
+        value: int | bytes | None = None
+        if not 0 < number < 1 << 29:
+            raise ValueError(f"a field with the number {number}")
+        if wire_type == 0:
+            value, pos = _decode_varint(message, pos)
+        elif wire_type == 1:
+            pos += 8
+        elif wire_type == 2:
+            length, start = _decode_varint(message, pos)
+            pos = start + length
+            value = message[start:pos]
+        elif wire_type == 3 and len(groups) < _MAX_GROUPS:
+            groups.append(number)
+        elif wire_type == 4 and groups and groups[-1] == number:
+            groups.pop()
+        elif wire_type == 5:
+            pos += 4
+        else:
+            raise ValueError(f"a field of wire type {wire_type} out of place")
+        if pos > size:
+            break
+        if value is not None and not groups:
+            yield number, value
+    if pos > size or groups:
+        raise ValueError("a message that ends in the middle of a field")
+
+
+def _decode_varint(message: bytes, pos: int) -> tuple[int, int]:
+    value = shift = 0
+    for end in range(pos, min(pos + 10, len(message))):
+        value |= (message[end] & 0x7F) << shift
+        if message[end] < 0x80:
+            return value, end + 1
+        shift += 7
+    raise ValueError("a varint without an end")
+
+
+def _uint32(value: int) -> int:
+    if value > _MAX_UINT32:
+        raise ValueError(f"the number {value} where {_MAX_UINT32} is the most")
+    return value
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return _BYTE[value]
+    low_first = bytearray()
+    while value > 0x7F:
+        low_first.append(value & 0x7F | 0x80)
+        value >>= 7
+    low_first.append(value)
+    return bytes(low_first)
+
+
+def _string(number: int, text: str) -> bytes:
+    encoded = text.encode()
+    return b"%c%b%b" % (number << 3 | 2, _varint(len(encoded)), encoded)

@@ -1,0 +1,216 @@
+"""The replication protocol without any I/O: bytes in, bytes out, as h11 does it for HTTP.
+
+Each side sends its handshake at once: who it is and the last number of every log that it has.
+When it has the other's, it sends every change that the other lacks, log by log, and then, live,
+whatever is stored later from anywhere but this connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .changes import Change, Run, expand
+from .errors import ProtocolError
+from .keys import check_peer, check_seq
+from .messages import (
+    MODES,
+    Decoder,
+    Handshake,
+    decode_handshake,
+    encode_changes,
+    encode_handshake,
+)
+from .store import Store
+
+MAX_FRAME = 16 * 1024 * 1024
+SEND_BYTES = 64 * 1024
+
+
+class Replicated(NamedTuple):
+    """How many changes one replication sent, and how many new ones it received."""
+
+    sent: int
+    received: int
+
+
+class ReplicationStream:
+    """One end of one replication.
+
+    Whoever has the connection passes on what comes in with `receive_data`, and what
+    `data_to_send` returns. There may be more of that after each call of `receive_data`, and
+    whenever `wake` is called, from any thread. It is over when `finished` says so.
+
+    >>> stream.receive_data(sock.recv(65536))
+    >>> while data := stream.data_to_send():
+    ...     sock.sendall(data)
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        mode: str = "sync",
+        live: bool = True,
+        verify: Callable[[Change], bool] | None = None,
+        max_frame: int = MAX_FRAME,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        if mode not in MODES.values():
+            raise ValueError(f"mode is one of {', '.join(MODES.values())}, not {mode!r}")
+        self._store = store
+        self._mode = mode
+        self._live = live
+        self._verify = verify
+        self._wake = wake
+        self._remote: Handshake | None = None
+        # By the two modes, once both are known: whether we send changes, and whether the remote.
+        self._sends = self._receives = False
+        self._since: dict[str, int] = {}  # what the remote has, as far as we know
+        # What we have to send; until we know that, it only tells whether the log was closed.
+        self._follower = self._watch = store.follow({}, snapshot=False, live=True, wake=wake)
+        # What the remote has above our heads, (peer, seq), and so is going to send.
+        self._promised: list[tuple[str, int]] = []
+        self._decoder = Decoder(max_frame)
+        self._sent = self._received = 0
+        self._handshake = encode_handshake(store.id, store.heads.copy(), mode)
+
+    @property
+    def remote_id(self) -> str | None:
+        """The id of the remote, once it has said it."""
+        return self._remote.id if self._remote else None
+
+    @property
+    def replicated(self) -> Replicated:
+        """What was sent and received by now."""
+        return Replicated(self._sent, self._received)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to send or to wait for.
+
+        A live stream is finished only when the remote has ended, or the log was closed.
+        """
+        if self._watch.closed:
+            return True
+        if self._remote is None or self._live:
+            return False
+        return not self.waiting and not (self._sends and not self._follower.idle)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a stream that is not live still expects something that the remote promised."""
+        heads = self._store.heads
+        while self._promised and heads.get(self._promised[-1][0], 0) >= self._promised[-1][1]:
+            self._promised.pop()
+        return bool(self._promised) and not self._live
+
+    def stop_waiting(self) -> None:
+        """Do without what the remote promised: it was deleted there, or the remote is stuck."""
+        self._promised = []
+
+    def close(self) -> None:
+        """Give up the place in the store. What `data_to_send` had is gone."""
+        self._watch.close()
+        self._follower.close()
+
+    def data_to_send(self) -> bytes:
+        """The next 64 KiB or so for the remote; b"" when there is nothing now."""
+        if self._handshake:
+            data, self._handshake = self._handshake, b""
+            return data
+        frames: list[bytes] = []
+        size = 0
+        while self._sends and size < SEND_BYTES and (run := self._follower.read()):
+            frames.append(encode_changes(*run))
+            size += len(frames[-1])
+            self._sent += len(run.entries)
+        return b"".join(frames)
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what the remote sent, b"" for its end, and store what is in it.
+
+        Raises ProtocolError when the remote is in error; what came before that is stored. Raises
+        `plyvel.Error` when the disk is.
+        """
+        try:
+            if not data:
+                self._receive_eof()
+                return
+            self._decoder.feed(data)
+            if self._remote is None and (message := self._decoder.message()):
+                self._receive_handshake(decode_handshake(message))
+            if self._remote is not None:
+                self._receive_changes()
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+
+    def _receive_handshake(self, remote: Handshake) -> None:
+        check_peer(remote.id)
+        for peer, seq in remote.head.items():
+            check_peer(peer)
+            check_seq(seq)
+        if remote.id == self._store.id:
+            raise ValueError(f"the remote has our own id, {remote.id!r}: one of us is a copy")
+        self._remote = remote
+        self._sends = self._mode != "pull" and remote.mode != "push"
+        self._receives = self._mode != "push" and remote.mode != "pull"
+        if self._receives:
+            self._promised = list(remote.head.items())
+        if self._sends:
+            self._since.update(remote.head)
+            self._follower = self._store.follow(
+                self._since, snapshot=True, live=self._live, wake=self._wake
+            )
+            if self._live:
+                self._watch = self._follower
+
+    def _receive_changes(self) -> None:
+        own_id = self._store.id
+        own_head = self._store.heads.get(own_id, 0)
+        runs: list[Run] = []
+        try:
+            for peer, first, entries in self._decoder.changes():
+                check_peer(peer)
+                check_seq(first)
+                if not self._receives:
+                    raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
+                last = first + len(entries) - 1
+                if peer == own_id:
+                    if first > own_head + 1:
+                        raise ValueError(f"a leap in our own log from {own_head} to {first}")
+                    own_head = max(own_head, last)
+                if self._verify:
+                    runs.append(Run(peer, first, accepted := []))
+                    for change in expand(peer, first, entries):
+                        _ask(self._verify, change)
+                        accepted.append(change.entry)
+                else:
+                    runs.append(Run(peer, first, entries))
+                # Before the store tells our follower of it, which is not to send it back.
+                self._since[peer] = max(self._since.get(peer, 0), last)
+        finally:
+            # What one read brought, in one batch.
+            self._received += self._store.write(runs) if runs else 0
+
+    def _receive_eof(self) -> None:
+        if not self._decoder.empty:
+            raise ProtocolError("the connection ended in the middle of a frame")
+        if self._remote is None:
+            raise ProtocolError("the connection ended before the handshake")
+        self._promised = []
+        # A remote that never sends changes may end its side at once and go on listening: the
+        # original does. Any other is about to leave; what it lacks is still sent.
+        if self._receives or not self._sends:
+            self._live = False
+
+
+def _ask(verify: Callable[[Change], bool], change: Change) -> None:
+    try:
+        accepted = verify(change)
+    except Exception as error:
+        raise ProtocolError(
+            f"verify failed at {change.seq} of {change.peer!r}: {error!r}"
+        ) from error
+    if not accepted:
+        raise ProtocolError(f"verify refused {change.seq} of {change.peer!r}")

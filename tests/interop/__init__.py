@@ -1,0 +1,104 @@
+"""The original, npm `scuttleup` on Node, as the tests drive it.
+
+`npm ci` in this folder installs it. A test that uses it is skipped where it is missing, and fails
+where the environment says CI=true.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scuttleup import Change
+
+FOLDER = Path(__file__).parent
+TIME_LIMIT = 120  # seconds, after which a Node process that hangs is killed
+
+
+def require_node() -> str:
+    """The path of Node, with the original beside it; without either, skip or fail the test."""
+    node = shutil.which("node")
+    missing = [
+        package
+        for package in ("scuttleup", "level")
+        if not (FOLDER / "node_modules" / package / "package.json").exists()
+    ]
+    if node and not missing:
+        return node
+    reason = (
+        f"{' and '.join(missing)} not installed: run `npm ci` in tests/interop"
+        if node
+        else "Node is not installed"
+    )
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+class Original:
+    """A Node process in which the original has the database at `path` open, until `with` ends.
+
+    `options` are the original's own: `id` and `valueEncoding`.
+    """
+
+    def __init__(self, path: Path, **options: str) -> None:
+        self._process = subprocess.Popen(
+            [require_node(), str(FOLDER / "original.js"), str(path), json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._time_limit = threading.Timer(TIME_LIMIT, self._process.kill)
+        self._time_limit.daemon = True
+        self._time_limit.start()
+
+    def __enter__(self) -> Original:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # The database has one user at a time: the next one waits for the end of this one.
+        self._process.communicate()
+        self._time_limit.cancel()
+        if exc_info[0] is None:
+            assert self._process.returncode == 0, "Node failed, see stderr"
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of original.js."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps([method, *arguments]).encode() + b"\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "Node ended, see stderr"
+        return json.loads(answer)
+
+    @property
+    def id(self) -> str:
+        id: str = self.call("id")
+        return id
+
+    @property
+    def head(self) -> dict[str, int]:
+        return {head["peer"]: head["seq"] for head in self.call("head")}
+
+    def append(self, entry: Any) -> Change:
+        return Change(**self.call("append", entry))
+
+    def entry(self, peer: str, seq: int, value_encoding: str) -> Any:
+        return self.call("entry", peer, seq, {"valueEncoding": value_encoding})
+
+    def delete(self, peer: str, seq: int) -> None:
+        self.call("del", peer, seq)
+
+    def write(self, changes: Iterable[Change]) -> None:
+        self.call("write", [change._asdict() for change in changes])
+
+    def read(self) -> list[Change]:
+        return [Change(**change) for change in self.call("read", {})]

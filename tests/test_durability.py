@@ -1,0 +1,628 @@
+"""Nothing lost: not to SIGKILL, a deletion, a disk that refuses, Ctrl-C or a flipped bit."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import plyvel
+import pytest
+
+import scuttleup.store
+from scuttleup import Change, EntryNotFound, Scuttleup
+
+# --- Killed ---------------------------------------------------------------------------------------
+
+KILLS = 40
+
+
+def kill_a_writer(path: Path, run: int, threads: int, lines: int) -> list[tuple[int, int, str]]:
+    """Start a writer, SIGKILL it when it has printed `lines` lines, return what it acknowledged."""
+    program = Path(__file__).with_name("writer.py")
+    command = [sys.executable, str(program), str(path), str(threads), str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        printed = [writer.stdout.readline() for _ in range(lines)]
+        writer.kill()
+        printed += writer.stdout.readlines()
+    assert writer.returncode == -signal.SIGKILL
+    assert printed[0] == b"opening\n"
+    acknowledged = [line.decode().split() for line in printed[1:]]
+    return [(int(first), int(last), tag) for first, last, tag in acknowledged]
+
+
+def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
+    choose = random.Random(4)
+    path = tmp_path / "logs.db"
+    acknowledged: dict[int, str] = {}
+    whole: list[Change] = []
+    for run in range(KILLS):
+        # One line is the moment before the database is opened: LevelDB dies while it recovers.
+        # (Not in the first run: where it makes a new database, that may be without CURRENT.)
+        lines = 1 if run % 8 == 7 else choose.randrange(2, 80)
+        calls = kill_a_writer(path, run, choose.choice([1, 4]), lines)
+        for first, last, tag in calls:
+            for seq in range(first, last + 1):
+                assert seq not in acknowledged, "a number given twice"
+                acknowledged[seq] = tag
+
+        db = plyvel.DB(str(path), paranoid_checks=True)
+        logs = Scuttleup(db, value_encoding="utf-8")
+        known = {logs.id: len(whole)} if whole else {}
+        whole += logs.create_read_stream(since=known)
+        assert logs.head == {logs.id: len(whole)}
+        db.close()
+
+    db = plyvel.DB(str(path), paranoid_checks=True)
+    logs = Scuttleup(db, value_encoding="utf-8")
+    assert list(logs.create_read_stream()) == whole, "what one run had read, the last one has not"
+    db.close()
+
+    assert [change.seq for change in whole] == list(range(1, len(whole) + 1)), "a gap"
+    tags = {seq: entry.split()[0] for _, seq, entry in whole}
+    assert {seq: tags.get(seq) for seq in acknowledged} == acknowledged
+    assert len(acknowledged) > 10 * KILLS
+
+    entries = iter(whole)
+    for _, _, entry in entries:
+        tag, place = entry.split()[:2]
+        size = int(place.split("/")[1])
+        assert place == f"1/{size}", "a batch without its beginning"
+        rest = [next(entries).entry.split()[:2] for _ in range(size - 1)]
+        assert rest == [[tag, f"{i}/{size}"] for i in range(2, size + 1)], "half a batch"
+
+
+# --- Deleted --------------------------------------------------------------------------------------
+
+
+def reopened(path: Path) -> tuple[Any, Scuttleup]:
+    """A database that exists, opened as `append.py` and `read.py` do."""
+    db = plyvel.DB(str(path), paranoid_checks=True)
+    try:
+        return db, Scuttleup(db, value_encoding="utf-8")
+    except BaseException:
+        db.close()
+        raise
+
+
+@pytest.mark.parametrize("deleted", [[5], [5, 4], [4, 5], [1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
+def test_a_deleted_number_is_not_given_out_again_after_reopening(
+    tmp_path: Path, db: Any, logs: Scuttleup, deleted: list[int]
+) -> None:
+    logs.extend(list("abcde"))
+    for seq in deleted:
+        logs.delete("us", seq)
+    db.close()
+
+    for seq in (6, 7):
+        db, logs = reopened(tmp_path / "logs.db")
+        assert logs.head == {"us": seq - 1}
+        assert logs.append("new") == ("us", seq, "new")
+        db.close()
+
+    db, logs = reopened(tmp_path / "logs.db")
+    left = [seq for seq in range(1, 8) if seq not in deleted]
+    assert [change.seq for change in logs.create_read_stream()] == left
+    db.close()
+
+
+def test_a_new_entry_deleted_at_once_each_time_never_repeats_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    plyvel.DB(str(path), create_if_missing=True).close()
+    for seq in range(1, 6):
+        db, logs = reopened(path)
+        assert logs.append("gone").seq == seq
+        logs.delete(logs.id, seq)
+        db.close()
+
+
+def test_the_head_of_another_peer_survives_the_deletion_of_its_log(
+    tmp_path: Path, db: Any, logs: Scuttleup
+) -> None:
+    logs.write([Change("them", 1, "a"), Change("them", 2, "b")])
+    logs.delete("them", 1)
+    logs.delete("them", 2)
+    db.close()
+
+    db, logs = reopened(tmp_path / "logs.db")
+    assert logs.head == {"them": 2}
+    assert logs.write([Change("them", 2, "b"), Change("them", 3, "c")]) == 1
+    db.close()
+
+
+# --- Refused by the disk, or interrupted ----------------------------------------------------------
+
+
+class FaultyDB:
+    """A database that raises `before` instead of writing, or `after` when it has written."""
+
+    def __init__(self, sound: Any) -> None:
+        self._sound = sound
+        self.before: BaseException | None = None
+        self.after: BaseException | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sound, name)
+
+    def put(self, *args: Any, **options: Any) -> None:
+        self.perform(lambda: self._sound.put(*args, **options))
+
+    def write_batch(self, **options: Any) -> FaultyBatch:
+        return FaultyBatch(self, self._sound.write_batch(**options))
+
+    def perform(self, write: Callable[[], None]) -> None:
+        if self.before:
+            raise self.before
+        write()
+        if self.after:
+            raise self.after
+
+
+class FaultyBatch:
+    def __init__(self, db: FaultyDB, sound: Any) -> None:
+        self._db = db
+        self._sound = sound
+        self.put = sound.put
+        self.delete = sound.delete
+
+    def write(self) -> None:
+        self._db.perform(self._sound.write)
+
+
+@pytest.fixture
+def faulty(db: Any) -> FaultyDB:
+    return FaultyDB(db)
+
+
+WRITES: dict[str, Callable[[Scuttleup], object]] = {
+    "append": lambda logs: logs.append("refused"),
+    "extend": lambda logs: logs.extend(["refused", "too"]),
+    "write": lambda logs: logs.write([Change("us", 3, "refused"), Change("them", 1, "too")]),
+    "delete": lambda logs: logs.delete("us", 2),
+}
+
+
+@pytest.fixture(params=WRITES)
+def write(request: pytest.FixtureRequest) -> Callable[[Scuttleup], object]:
+    return WRITES[request.param]
+
+
+def drain(logs: Scuttleup, stream: Iterator[Change]) -> list[Change]:
+    """What a live stream has up to a new last entry, which is appended for that."""
+    end = logs.append("end")
+    seen = []
+    for change in stream:
+        seen.append(change)
+        if change == end:
+            break
+    return seen
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_write_that_leveldb_refuses_changes_nothing(
+    faulty: FaultyDB, write: Callable[[Scuttleup], object], failures: int
+) -> None:
+    logs = Scuttleup(faulty, id="us", value_encoding="utf-8")
+    logs.extend(["a", "b"])
+    stream = logs.create_read_stream(tail=True)
+
+    faulty.before = plyvel.IOError(b"IO error: No space left on device")
+    for _ in range(failures):
+        with pytest.raises(plyvel.IOError, match="No space left"):
+            write(logs)
+        assert logs.head == {"us": 2}
+        assert list(logs.create_read_stream()) == [("us", 1, "a"), ("us", 2, "b")]
+    faulty.before = None
+
+    assert logs.append("c") == ("us", 3, "c")
+    assert drain(logs, stream) == [("us", 3, "c"), ("us", 4, "end")]
+    assert logs.head == {"us": 4}
+
+
+@pytest.mark.parametrize("name", ["append", "extend", "write"])
+def test_ctrl_c_after_leveldb_took_a_write_gives_no_number_twice(
+    tmp_path: Path, db: Any, faulty: FaultyDB, name: str
+) -> None:
+    """Python raises KeyboardInterrupt when the call into LevelDB, which it cannot stop, is over."""
+    logs = Scuttleup(faulty, id="us", value_encoding="utf-8")
+    logs.extend(["a", "b"])
+    stream = logs.create_read_stream(tail=True)
+
+    faulty.after = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        WRITES[name](logs)
+    faulty.after = None
+    last = 4 if name == "extend" else 3
+    assert logs.append("next") == ("us", last + 1, "next")
+
+    seen = sorted(drain(logs, stream))
+    assert [change for change in seen if change.peer == "us"][-2:] == [
+        ("us", last + 1, "next"),
+        ("us", last + 2, "end"),
+    ]
+    everything = list(logs.create_read_stream())
+    assert everything == sorted([Change("us", 1, "a"), Change("us", 2, "b"), *seen])
+    db.close()
+    db, logs = reopened(tmp_path / "logs.db")
+    assert list(logs.create_read_stream()) == everything
+    db.close()
+
+
+@pytest.mark.parametrize("name", ["append", "extend"])
+def test_ctrl_c_at_any_line_gives_no_number_twice_and_hides_none_from_a_stream(
+    tmp_path: Path, name: str
+) -> None:
+    db = plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True)
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
+    stream = logs.create_read_stream(tail=True)
+    seen: list[Change] = []
+    moment = 0
+    while interrupted_at_line(moment, lambda: WRITES[name](logs)):
+        seen += drain(logs, stream)
+        moment += 1
+    assert moment > 10
+    seen += drain(logs, stream)
+
+    assert seen == list(logs.create_read_stream())
+    assert [change.seq for change in seen] == list(range(1, len(seen) + 1))
+    assert logs.head == {"us": len(seen)}
+    db.close()
+
+
+def interrupted_at_line(moment: int, call: Callable[[], object]) -> bool:
+    """Raise KeyboardInterrupt before line number `moment` that `call` comes to in store.py.
+
+    False if it has fewer lines than that. Lines that begin with `with` do not count: a signal
+    is never handled between the end of such a block and the release of its lock.
+    """
+    source = inspect.getsource(scuttleup.store).splitlines()
+    left = moment
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != scuttleup.store.__file__:
+            return None
+        if event == "line" and not source[frame.f_lineno - 1].strip().startswith("with "):
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def newest_journal(path: Path) -> Path:
+    return max(path.glob("*.log"), key=lambda journal: int(journal.stem))
+
+
+@contextmanager
+def full_disk(path: Path, room: int) -> Iterator[None]:
+    """For real: the kernel takes `room` more bytes for the journal, then refuses the rest."""
+    limit = newest_journal(path).stat().st_size + room
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# Nothing of the record, a part of its header, of its entry, and more than a block of a batch.
+@pytest.mark.parametrize("room", [0, 3, 30, 40_000])
+def test_what_is_appended_after_the_disk_was_full_survives(tmp_path: Path, room: int) -> None:
+    """Since a write was cut off, LevelDB's next ones would be in the wrong place of the journal."""
+    path = tmp_path / "logs.db"
+    db = plyvel.DB(str(path), create_if_missing=True)
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
+    expected = [entry for _, _, entry in logs.extend(f"before {i}" for i in range(100))]
+    stream = logs.create_read_stream(tail=True)
+
+    with full_disk(path, room):
+        for _ in range(3):
+            with pytest.raises(plyvel.IOError, match="File too large"):
+                logs.extend(["x" * 1000] * 50)
+            with pytest.raises(plyvel.IOError, match="File too large"):
+                logs.append("y" * 1000)
+            assert logs.head == {"us": 100}
+
+    for i in range(5000):
+        expected.append(f"after {i}")
+        assert logs.append(expected[-1]) == ("us", 101 + i, expected[-1])
+    assert next(stream) == ("us", 101, "after 0")
+    db.close()  # which does no more than a kill does: LevelDB saves nothing when it closes
+
+    db, logs = reopened(path)
+    assert [change.entry for change in logs.create_read_stream()] == expected
+    db.close()
+
+
+@pytest.mark.parametrize("room", [0, 3, 30])
+def test_a_kill_after_the_disk_was_full_leaves_a_log_that_opens(tmp_path: Path, room: int) -> None:
+    path, copy = tmp_path / "logs.db", tmp_path / "copy.db"
+
+    class KilledBeforeItCompacts(FaultyDB):
+        def compact_range(self, **_: Any) -> None:
+            shutil.copytree(path, copy)  # what a kill at this moment leaves
+            raise KeyboardInterrupt
+
+    db = plyvel.DB(str(path), create_if_missing=True)
+    logs = Scuttleup(KilledBeforeItCompacts(db), id="us", value_encoding="utf-8")
+    before = logs.extend(["a", "b", "c"])
+    with full_disk(path, room), pytest.raises(plyvel.IOError, match="File too large"):
+        logs.append("d" * 15)
+    with pytest.raises(KeyboardInterrupt):
+        logs.append("e")
+    db.close()
+
+    db, logs = reopened(copy)
+    assert list(logs.create_read_stream()) == before
+    assert logs.append("d") == ("us", 4, "d")
+    db.close()
+
+
+# --- Flipped bits ---------------------------------------------------------------------------------
+
+BLOCK = 32 * 1024
+HEADER = 7  # of a record in a journal: checksum (4 bytes), length (2), type (1)
+FULL, LAST = 1, 4  # the types that end a record
+
+Flip = tuple[int, int]  # a position and what its byte is XORed with
+
+
+def records(journal: bytes) -> Iterator[tuple[list[int], bytes]]:
+    """Where the headers of each record of a journal (or MANIFEST) are, and what it holds."""
+    headers: list[int] = []
+    payload = b""
+    at = 0
+    while at + HEADER <= len(journal):
+        if BLOCK - at % BLOCK < HEADER:
+            at += BLOCK - at % BLOCK
+            continue
+        length = int.from_bytes(journal[at + 4 : at + 6], "little")
+        headers.append(at)
+        payload += journal[at + HEADER : at + HEADER + length]
+        if journal[at + 6] in (FULL, LAST):
+            yield headers, payload
+            headers, payload = [], b""
+        at += HEADER + length
+
+
+def record_taken_for_cut_off(journal: bytes, flip: Flip) -> int | None:
+    """The one thing that LevelDB cannot see: which record `flip` hides with all that follow it.
+
+    In the last block of a journal, if that is not full, a record whose length points behind the
+    end of the file is what a crash in the middle of a write leaves. LevelDB leaves it out without
+    a word, in its MANIFEST as well (ReadPhysicalRecord in db/log_reader.cc).
+    """
+    at, mask = flip
+    for number, (headers, _) in enumerate(records(journal)):
+        for header in headers:
+            if at in (header + 4, header + 5) and header // BLOCK == len(journal) // BLOCK:
+                length = int.from_bytes(journal[header + 4 : header + 6], "little")
+                length ^= mask << 8 * (at - header - 4)
+                if header + HEADER + length > len(journal):
+                    return number
+    return None
+
+
+def read_with_flip(path: Path, name: str, flip: Flip) -> list[Change] | Exception:
+    """All that a copy of the database has after one byte of the file `name` was flipped."""
+    copy = path.with_name("copy.db")
+    shutil.copytree(path, copy)
+    try:
+        flip_byte(copy / name, flip)
+        db, logs = reopened(copy)
+        try:
+            changes = list(logs.create_read_stream())
+            lasts = {change.peer: change.seq for change in changes}
+            assert logs.head == lasts, "heads and entries do not agree"
+            return changes
+        finally:
+            db.close()
+    except (plyvel.Error, ValueError) as error:
+        return error
+    finally:
+        shutil.rmtree(copy)
+
+
+def flip_byte(file: Path, flip: Flip) -> None:
+    at, mask = flip
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        byte = opened.read(1)[0]
+        opened.seek(at)
+        opened.write(bytes([byte ^ mask]))
+
+
+def write_journal(path: Path) -> list[Change]:
+    """A database that is all journal, of two blocks."""
+    db = plyvel.DB(str(path), create_if_missing=True)
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
+    changes = [logs.append(f"entry {i}") for i in range(30)]
+    changes += logs.extend(f"in a batch {i} " + "x" * 100 for i in range(300))
+    changes += [logs.append(f"and {i}") for i in range(40)]
+    db.close()
+    return changes
+
+
+def write_table(path: Path) -> list[Change]:
+    """Two small tables, of 20 entries each, and nothing in the journal."""
+    db = plyvel.DB(str(path), create_if_missing=True)
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
+    changes: list[Change] = []
+    for _ in range(2):
+        changes += [logs.append(f"entry {i}") for i in range(20)]
+        db.compact_range()
+    db.close()
+    return changes
+
+
+def write_many_tables(path: Path) -> list[Change]:
+    """Several logs in tables of many blocks and on two levels, written in several sessions."""
+    noise = random.Random(1)
+    changes: list[Change] = []
+    plyvel.DB(str(path), create_if_missing=True).close()
+    for session in range(4):
+        db, logs = reopened(path)
+        logs = Scuttleup(db, id="us", value_encoding="utf-8")
+        for peer in ("them", "us", "zed"):
+            first = logs.head.get(peer, 0) + 1
+            run = [Change(peer, first + i, noise.randbytes(40).hex()) for i in range(150)]
+            assert logs.write(run) == 150
+            changes += run
+        if session == 1:
+            db.compact_range()
+        db.close()
+    db, logs = reopened(path)  # so that the last session is a table, too
+    db.close()
+    return sorted(changes)
+
+
+def test_a_flipped_bit_in_a_journal_is_an_error_or_cuts_off_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    changes = write_journal(path)
+    journal = newest_journal(path).read_bytes()
+    counts = [int.from_bytes(payload[8:12], "little") for _, payload in records(journal)]
+    assert sum(counts) == 1 + len(changes)  # the id is first
+    headers = [header for headers, _ in records(journal) for header in headers]
+    assert headers[-1] > BLOCK
+
+    choose = random.Random(3)
+    flips = [(choose.randrange(len(journal)), 1 << choose.randrange(8)) for _ in range(150)]
+    flips += [(header + 4, choose.randrange(1, 256)) for header in headers]
+    flips += [(header + 5, 1 << choose.randrange(8)) for header in headers]
+    hidden = 0
+    for flip in flips:
+        found = read_with_flip(path, newest_journal(path).name, flip)
+        record = record_taken_for_cut_off(journal, flip)
+        if record is None:
+            assert isinstance(found, Exception), f"no error: {flip}"
+        else:
+            assert found == changes[: max(0, sum(counts[:record]) - 1)], flip
+            hidden += 1
+    assert 0 < hidden < len(flips) / 2
+
+
+def test_a_flipped_bit_in_a_table_is_an_error_or_harmless(tmp_path: Path) -> None:
+    """Harmless: tables end in some bytes that nobody reads."""
+    path = tmp_path / "logs.db"
+    changes = write_table(path)
+    choose = random.Random(5)
+    table = max(path.glob("*.ldb"))
+    for at in range(table.stat().st_size):
+        found = read_with_flip(path, table.name, (at, 1 << choose.randrange(8)))
+        assert isinstance(found, Exception) or found == changes, at
+
+
+def test_a_flipped_bit_in_any_of_many_tables_is_an_error_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    changes = write_many_tables(path)
+    tables = list(path.glob("*.ldb"))
+    assert len(tables) > 2
+    choose = random.Random(6)
+    errors = 0
+    for _ in range(200):
+        table = choose.choice(tables)
+        flip = (choose.randrange(table.stat().st_size), choose.randrange(1, 256))
+        found = read_with_flip(path, table.name, flip)
+        assert isinstance(found, Exception) or found == changes, (table, flip)
+        errors += isinstance(found, Exception)
+    assert errors > 150
+
+
+def test_a_flipped_bit_in_current_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    write_table(path)
+    for at in range((path / "CURRENT").stat().st_size):
+        for bit in range(8):
+            found = read_with_flip(path, "CURRENT", (at, 1 << bit))
+            assert isinstance(found, Exception), (at, bit)
+
+
+def test_a_flipped_bit_in_the_manifest_is_an_error_or_cuts_off_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    changes = write_table(path)
+    [manifest] = path.glob("MANIFEST-*")
+    listing = manifest.read_bytes()
+    headers = [header for headers, _ in records(listing) for header in headers]
+    assert len(headers) == 4  # what LevelDB begins with, twice; then one for each table
+
+    choose = random.Random(7)
+    flips = [(at, 1 << choose.randrange(8)) for at in range(len(listing))]
+    flips += [(header + 5, 1) for header in headers]
+    for flip in flips:
+        found = read_with_flip(path, manifest.name, flip)
+        record = record_taken_for_cut_off(listing, flip)
+        if record is None or record < 2:
+            assert isinstance(found, Exception), f"no error: {flip}"
+        else:
+            assert found == changes[: 20 * (record - 2)], flip
+
+
+@pytest.fixture
+def open_table(db: Any, tmp_path: Path) -> tuple[Scuttleup, list[Change], Path, int]:
+    """A log of one table that stays open, its changes, the file and where its entries end."""
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
+    noise = random.Random(8)
+    changes = logs.extend(noise.randbytes(40).hex() for _ in range(2000))
+    db.compact_range()
+    [table] = (tmp_path / "logs.db").glob("*.ldb")
+    footer = table.read_bytes()[-48:]
+    # A varint: where the index begins. It is checked once, when the table is opened.
+    end = sum((footer[i] & 127) << 7 * i for i in range(10) if all(b > 127 for b in footer[:i]))
+    assert 100_000 < end < table.stat().st_size
+    return logs, changes, table, end
+
+
+def test_a_bit_that_flips_while_the_log_is_open_is_an_error_and_no_shorter_snapshot(
+    open_table: tuple[Scuttleup, list[Change], Path, int],
+) -> None:
+    logs, changes, table, end = open_table
+    assert list(logs.create_read_stream()) == changes
+    choose = random.Random(9)
+    # In the last block, too, where the end of the entries is what a plain loop would see.
+    for at in [0, *choose.sample(range(end), 40), end - 2000, end - 100, end - 1]:
+        flip = (at, choose.randrange(1, 256))
+        flip_byte(table, flip)
+        with pytest.raises(plyvel.CorruptionError):
+            list(logs.create_read_stream())
+        flip_byte(table, flip)
+    assert list(logs.create_read_stream()) == changes
+
+
+def test_a_bit_that_flips_while_the_log_is_open_gives_no_wrong_entry(
+    open_table: tuple[Scuttleup, list[Change], Path, int],
+) -> None:
+    logs, changes, table, end = open_table
+    choose = random.Random(10)
+    for at in choose.sample(range(end), 10):
+        flip = (at, choose.randrange(1, 256))
+        flip_byte(table, flip)
+        errors = 0
+        for peer, seq, entry in changes:
+            try:
+                assert logs.entry(peer, seq) == entry
+            except plyvel.CorruptionError:
+                errors += 1
+        assert 0 < errors < 200, "one block of 4 KiB cannot be read"
+        flip_byte(table, flip)

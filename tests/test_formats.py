@@ -1,0 +1,329 @@
+"""Keys, encodings and the printed line: one format each, held against what it promises."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scuttleup import Change
+from scuttleup.encodings import find_encoding
+from scuttleup.keys import (
+    MAX_SEQ,
+    change_keys,
+    check_peer,
+    check_seq,
+    log_prefix,
+    pack_seq,
+    unpack_seq,
+)
+
+# --- Keys ---
+
+# Numbers on both sides of every change of the key's width, and of what a byte and a word hold.
+BORDERS = [1, 250, 251, 506, 507, 65786, 65787, 66042, 66043, 16777466, 16777467]
+BORDERS += [16843258, 16843259, 2**31, MAX_SEQ]
+seqs = st.integers(1, MAX_SEQ) | st.integers(1, 70_000) | st.sampled_from(BORDERS)
+
+
+@pytest.mark.parametrize(
+    ("seq", "digits"),
+    [
+        (1, b"01"),
+        (250, b"fa"),
+        (251, b"fb00"),
+        (506, b"fbff"),
+        (507, b"fc0100"),
+        (65786, b"fcffff"),
+        (65787, b"fd010000"),
+        (16777466, b"fdffffff"),
+        (16777467, b"fe01000000"),
+        (4294967295, b"feffffff04"),
+    ],
+)
+def test_a_number_is_packed_as_the_original_packs_it(seq: int, digits: bytes) -> None:
+    assert pack_seq(seq) == digits
+    assert unpack_seq(digits) == seq
+
+
+@given(seqs)
+def test_a_packed_number_unpacks_to_itself(seq: int) -> None:
+    assert unpack_seq(pack_seq(seq)) == seq
+
+
+@given(seqs, seqs)
+def test_packed_numbers_sort_as_the_numbers_do(one: int, other: int) -> None:
+    assert (pack_seq(one) < pack_seq(other)) == (one < other)
+
+
+@given(st.sampled_from(BORDERS), st.integers(-5, 5))
+def test_neighbours_at_a_border_sort_in_order(border: int, step: int) -> None:
+    seq = min(max(border + step, 1), MAX_SEQ - 1)
+    assert pack_seq(seq) < pack_seq(seq + 1)
+
+
+@given(st.binary(max_size=12) | st.text("0123456789abcdefABF _+-x", max_size=12))
+def test_what_no_number_was_packed_to_does_not_unpack(digits: bytes | str) -> None:
+    digits = digits if isinstance(digits, bytes) else digits.encode()
+    try:
+        seq = unpack_seq(digits)
+    except ValueError as error:
+        assert repr(digits) in str(error)
+    else:
+        assert pack_seq(seq) == digits
+
+
+@pytest.mark.parametrize(
+    "digits",
+    [b"", b"0", b"00", b"1", b"FA", b"fb", b"ff", b"+1", b" 1", b"0_1", b"fc0000", b"fc00ff"]
+    + [b"fd00ffff", b"fe00ffffff", b"feffffff05", b"feffffffff", b"ff0000000000", b"01\xff"],
+)
+def test_a_number_has_one_spelling_only(digits: bytes) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(digits))):
+        unpack_seq(digits)
+
+
+@given(st.sampled_from(BORDERS), st.integers(-600, 600), st.integers(0, 1200))
+def test_many_keys_in_a_row_are_those_made_one_by_one(border: int, step: int, count: int) -> None:
+    first = min(max(border + step, 1), MAX_SEQ)
+    count = min(count, MAX_SEQ - first + 1)
+    one_by_one = [log_prefix("peer") + pack_seq(seq) for seq in range(first, first + count)]
+    assert list(change_keys(log_prefix("peer"), first, count)) == one_by_one
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_keys_run_on_over_a_border(border: int) -> None:
+    first = max(border - 300, 1)
+    last = min(border + 300, MAX_SEQ)
+    packed = [pack_seq(seq) for seq in range(first, last + 1)]
+    assert list(change_keys(b"", first, last - first + 1)) == packed
+
+
+def test_the_keys_of_a_log_end_at_the_last_number() -> None:
+    assert list(change_keys(b"", MAX_SEQ - 1, 2)) == [b"feffffff03", b"feffffff04"]
+
+
+def test_a_key_is_that_of_the_original() -> None:
+    assert log_prefix("foobar") + pack_seq(507) == "c\xfffoobar\xfffc0100".encode()
+
+
+@given(st.text(min_size=1, max_size=8))
+def test_a_peer_id_holds_only_what_the_original_finds_again(peer: str) -> None:
+    if all(character < "\xff" for character in peer):
+        assert check_peer(peer) == peer
+    else:
+        with pytest.raises(ValueError, match="peer id") as caught:
+            check_peer(peer)
+        assert repr(peer) in str(caught.value)
+
+
+@given(st.integers())
+def test_a_number_is_checked_against_both_ends(seq: int) -> None:
+    if 1 <= seq <= 4294967295:
+        assert check_seq(seq) == seq
+    else:
+        with pytest.raises(ValueError, match=str(seq)):
+            check_seq(seq)
+
+
+@pytest.mark.parametrize("seq", [None, True, 1.0, "1", b"1"])
+def test_a_number_is_an_int(seq: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(repr(seq))):
+        check_seq(seq)
+
+
+# --- Encodings ---
+
+
+@given(st.binary())
+def test_binary_entries_come_back_as_they_went_in(entry: bytes) -> None:
+    binary = find_encoding("binary")
+    assert binary.encode(entry) == entry
+    assert binary.decode(entry) == entry
+
+
+@given(st.text())
+def test_text_comes_back_as_it_went_in(entry: str) -> None:
+    utf8 = find_encoding("utf-8")
+    assert utf8.encode(entry) == entry.encode()
+    assert utf8.decode(utf8.encode(entry)) == entry
+
+
+@given(st.text())
+def test_text_in_a_binary_log_is_stored_as_utf8(entry: str) -> None:
+    assert find_encoding("binary").encode(entry) == entry.encode()
+
+
+@given(st.binary())
+def test_bytes_that_are_no_text_are_read_as_replacement_characters(entry: bytes) -> None:
+    assert find_encoding("utf-8").decode(entry) == entry.decode("utf-8", "replace")
+
+
+# Below 2**53 a float that JavaScript writes like an integer is that integer exactly.
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(-1e15, 1e15) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_json_comes_back_as_it_went_in(entry: Any) -> None:
+    encoding = find_encoding("json")
+    assert encoding.decode(encoding.encode(entry)) == entry
+
+
+@given(json_values)
+def test_json_is_valid_and_compact(entry: Any) -> None:
+    text = find_encoding("json").encode(entry).decode()
+    outside_strings = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
+    assert json.loads(text) == entry
+    assert not re.search(r"\s", outside_strings)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("hello world", '"hello world"'),
+        ({"a": [1, 2.5, None], "b": {}}, '{"a":[1,2.5,null],"b":{}}'),
+        ("é€😀\u2028\x7f\xff", '"é€😀\u2028\x7f\xff"'),
+        ('"\\/\b\f\n\r\t\x00\x1f', r'"\"\\/\b\f\n\r\t\u0000\u001f"'),
+        ("\ud800", '"\\ud800"'),
+        ("a\udfffb", '"a\\udfffb"'),
+        (1.0, "1"),
+        (-1.0, "-1"),
+        (0.1, "0.1"),
+        (100.5, "100.5"),
+        (-0.0, "0"),
+        (0.0, "0"),
+        (1e16, "10000000000000000"),
+        (123456789012345680000.0, "123456789012345680000"),
+        (999999999999999900000.0, "999999999999999900000"),
+        (1e20, "100000000000000000000"),
+        (1e21, "1e+21"),
+        (-1e21, "-1e+21"),
+        (1.5e300, "1.5e+300"),
+        (1e-5, "0.00001"),
+        (1e-6, "0.000001"),
+        (1.5e-6, "0.0000015"),
+        (1e-7, "1e-7"),
+        (1.5e-7, "1.5e-7"),
+        (1e-10, "1e-10"),
+        (5e-324, "5e-324"),
+        (1.7976931348623157e308, "1.7976931348623157e+308"),
+        ([1.0, {"x": 1e16}, "1.0 1e16"], '[1,{"x":10000000000000000},"1.0 1e16"]'),
+        ({"1.0": '"2.0"', "\\": 3.0}, r'{"1.0":"\"2.0\"","\\":3}'),
+        ("3.0\\", r'"3.0\\"'),
+    ],
+)
+def test_json_is_written_as_by_javascript(entry: Any, text: str) -> None:
+    assert find_encoding("json").encode(entry) == text.encode()
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_is_written_as_by_javascript(number: float) -> None:
+    """The shapes of Number::toString in ECMA-262, and the same number when it is read."""
+    text = find_encoding("json").encode(number).decode()
+    assert float(text) == number
+    digits = r"(0|[1-9]\d*)"
+    if number == 0:
+        assert text == "0"
+    elif 1e-6 <= abs(number) < 1e21:
+        assert re.fullmatch(rf"-?{digits}(\.\d*[1-9])?", text)
+    else:
+        assert re.fullmatch(r"-?[1-9](\.\d*[1-9])?e[-+][1-9]\d*", text)
+    # As few digits as Python's repr has, which are the fewest that read back the same.
+    significant = text.split("e")[0].replace(".", "").lstrip("-0").rstrip("0")
+    assert significant == repr(number).split("e")[0].replace(".", "").lstrip("-0").rstrip("0")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_does_not_have_is_refused(number: float) -> None:
+    """JavaScript writes null: then the number would be lost."""
+    with pytest.raises(ValueError, match=re.escape(repr(number))):
+        find_encoding("json").encode(number)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"'a'", b"1 2", b"\xff", b"NaN", b"-Infinity"])
+def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  json's own words differ between versions
+        find_encoding("json").decode(text)
+
+
+def test_json_too_deep_to_read_is_a_value_error() -> None:
+    """Any peer can write it; a RecursionError would end the program that reads."""
+    with pytest.raises(ValueError):  # noqa: PT011
+        find_encoding("json").decode(b"[" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("binary", 1),
+        ("binary", None),
+        ("binary", [b"x"]),
+        ("utf-8", b"hello"),
+        ("utf-8", 3.5),
+        ("utf-8", None),
+        ("json", {1, 2}),
+        ("json", b"hello"),
+        ("json", 1j),
+        ("json", [{"deep": b"inside"}]),
+    ],
+)
+def test_an_entry_of_the_wrong_type_is_named(name: str, entry: object) -> None:
+    with pytest.raises(TypeError, match="entry") as caught:
+        find_encoding(name).encode(entry)
+    assert repr(entry) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["binary", "utf-8"])
+def test_text_that_has_no_utf8_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"\\ud800"):
+        find_encoding(name).encode("a\ud800")
+
+
+@pytest.mark.parametrize("name", ["utf8", "UTF-8", "", None, 8, [], b"utf-8"])
+def test_an_unknown_encoding_is_named_beside_the_known_ones(name: Any) -> None:
+    with pytest.raises(ValueError, match="'binary', 'utf-8', 'json'") as caught:
+        find_encoding(name)
+    assert repr(name) in str(caught.value)
+
+
+# --- The printed line ---
+
+
+def test_a_change_prints_as_in_the_exercise() -> None:
+    change = Change("the-id", 1, "hello world")
+    assert str(change) == "{peer: 'the-id', seq: 1, entry: 'hello world'}"
+
+
+def test_a_printed_entry_keeps_its_letters() -> None:
+    assert str(Change("é", 2, "grüße 😀")) == "{peer: 'é', seq: 2, entry: 'grüße 😀'}"
+
+
+HOSTILE = [chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]]  # C0, DEL, C1
+HOSTILE += list("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # bidi
+HOSTILE += list("\u2028\u2029\ufeff\ud800") + ["\x1b]0;title\x07", "\x9b31m", "\x1b[2J"]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
+@pytest.mark.parametrize(
+    "entry_of",
+    [str, lambda text: text.encode(errors="replace"), lambda text: {text: [text]}],
+    ids=["text", "bytes", "json"],
+)
+def test_no_control_character_reaches_the_output(hostile: str, entry_of: Any) -> None:
+    assert str(Change("a" + hostile, 1, entry_of("b" + hostile))).isprintable()
+
+
+@given(st.text(), st.text() | st.binary() | json_values)
+def test_a_line_is_printable_whatever_is_in_it(peer: str, entry: object) -> None:
+    assert str(Change(peer, 1, entry)).isprintable()

@@ -1,0 +1,700 @@
+"""What `Scuttleup` promises: ids, heads, the writes, the single reads, and every refusal."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import plyvel
+import pytest
+
+from scuttleup import Change, EntryNotFound, Scuttleup, ScuttleupError
+from scuttleup.keys import ID, MAX_SEQ, log_prefix, pack_seq
+
+
+def key(peer: str, seq: int) -> bytes:
+    return log_prefix(peer) + pack_seq(seq)
+
+
+# --- The id ---
+
+
+def test_without_a_stored_id_a_random_one_is_made(tmp_path: Path) -> None:
+    ids = set()
+    for name in "abc":
+        with plyvel.DB(str(tmp_path / name), create_if_missing=True) as db:
+            ids.add(Scuttleup(db).id)
+    assert len(ids) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", id) for id in ids)
+
+
+def test_the_id_is_stored_at_once_and_used_again(db: Any) -> None:
+    first = Scuttleup(db)
+    assert db.get("m\xffid".encode()) == first.id.encode()
+    assert Scuttleup(db).id == first.id
+
+
+def test_a_given_id_is_used_and_stored(db: Any) -> None:
+    assert Scuttleup(db, id="foobar").id == "foobar"
+    assert Scuttleup(db).id == "foobar"
+
+
+def test_a_given_id_takes_the_place_of_the_stored_one(db: Any) -> None:
+    old = Scuttleup(db)
+    old.append(b"old")
+    new = Scuttleup(db, id="new")
+    assert new.append(b"new") == ("new", 1, b"new")
+    assert new.head == {old.id: 1, "new": 1}
+    assert Scuttleup(db).id == "new"
+
+
+def test_an_id_may_hold_any_character_below_u00ff(db: Any) -> None:
+    id = "".join(map(chr, range(0xFF)))
+    Scuttleup(db, id=id).append(b"x")
+    assert Scuttleup(db).head == {id: 1}
+
+
+# --- Heads ---
+
+
+def test_a_new_log_has_an_empty_head(logs: Scuttleup) -> None:
+    assert logs.head == {}
+
+
+def test_the_head_holds_every_peers_last_number(logs: Scuttleup) -> None:
+    logs.extend(["a", "b"])
+    logs.write([Change("other", 7, "x"), Change("third", 1, "y")])
+    assert logs.head == {"us": 2, "other": 7, "third": 1}
+
+
+def test_the_head_is_a_dict_of_ones_own(logs: Scuttleup) -> None:
+    logs.append("a")
+    head = logs.head
+    head["us"] = 99
+    head.clear()
+    assert logs.head == {"us": 1}
+    assert logs.append("b").seq == 2
+
+
+def test_an_earlier_head_does_not_move(logs: Scuttleup) -> None:
+    logs.append("a")
+    head = logs.head
+    logs.append("b")
+    assert head == {"us": 1}
+
+
+def test_heads_are_found_again_at_every_width_of_the_key(db: Any) -> None:
+    heads = {
+        f"p{seq}": seq for seq in (1, 8, 9, 10, 250, 251, 506, 507, 66042, 66043, 16843259, MAX_SEQ)
+    }
+    with db.write_batch() as batch:
+        for peer, last in heads.items():
+            for seq in range(max(1, last - 20), last + 1):
+                batch.put(key(peer, seq), b"x")
+    assert Scuttleup(db).head == heads
+
+
+def test_100_000_logs_open(db: Any) -> None:
+    heads = {f"peer-{number:06}": number % 3 + 1 for number in range(100_000)}
+    with db.write_batch() as batch:
+        for peer, last in heads.items():
+            for seq in range(1, last + 1):
+                batch.put(key(peer, seq), b"x")
+    assert Scuttleup(db).head == heads
+
+
+# --- append ---
+
+
+def test_append_numbers_entries_from_1(logs: Scuttleup) -> None:
+    assert logs.append("hello") == Change("us", 1, "hello")
+    assert logs.append("world") == Change("us", 2, "world")
+
+
+def test_append_returns_a_change(logs: Scuttleup) -> None:
+    change = logs.append("hello")
+    assert type(change) is Change
+    assert (change.peer, change.seq, change.entry) == ("us", 1, "hello")
+
+
+def test_append_goes_on_after_a_restart(db: Any) -> None:
+    Scuttleup(db, id="us").append("a")
+    assert Scuttleup(db).append("b").seq == 2
+
+
+def test_append_goes_on_over_every_border_of_a_block_of_keys(logs: Scuttleup, db: Any) -> None:
+    assert [logs.append("x").seq for _ in range(1100)] == list(range(1, 1101))
+    assert [k for k, _ in db.iterator(prefix=log_prefix("us"))] == [
+        key("us", seq) for seq in range(1, 1101)
+    ]
+
+
+def test_an_entry_may_be_empty_or_a_megabyte(logs: Scuttleup) -> None:
+    for entry in ("", "x" * 2**20):
+        assert logs.entry("us", logs.append(entry).seq) == entry
+
+
+def test_a_write_can_ask_for_the_disk(db: Any) -> None:
+    logs = Scuttleup(db, id="us", sync=True)
+    logs.append(b"a")
+    logs.append(b"b", sync=False)
+    logs.extend([b"c"], sync=True)
+    logs.write([Change("other", 1, b"d")], sync=True)
+    assert Scuttleup(db).head == {"us": 3, "other": 1}
+
+
+# --- extend ---
+
+
+def test_extend_appends_in_order(logs: Scuttleup) -> None:
+    logs.append("a")
+    assert logs.extend(["b", "c"]) == [Change("us", 2, "b"), Change("us", 3, "c")]
+    assert logs.append("d").seq == 4
+    assert [change.entry for change in logs.create_read_stream()] == list("abcd")
+
+
+def test_extend_returns_changes(logs: Scuttleup) -> None:
+    assert {type(change) for change in logs.extend(["a", "b"])} == {Change}
+
+
+def test_extend_takes_any_iterable(logs: Scuttleup) -> None:
+    assert [change.seq for change in logs.extend(str(n) for n in range(1000))] == list(
+        range(1, 1001)
+    )
+
+
+def test_extend_with_nothing_changes_nothing(logs: Scuttleup, db: Any) -> None:
+    before = list(db)
+    assert logs.extend([]) == []
+    assert list(db) == before
+    assert logs.head == {}
+
+
+def test_extend_leaves_the_callers_list_alone(logs: Scuttleup) -> None:
+    entries = ["a", "b"]
+    changes = logs.extend(entries)
+    changes.clear()
+    assert entries == ["a", "b"]
+
+
+def test_extend_in_binary_takes_bytes_and_text_together(db: Any) -> None:
+    logs = Scuttleup(db, id="us")
+    logs.extend([b"\xff", "é"])
+    assert [change.entry for change in logs.create_read_stream()] == [b"\xff", "é".encode()]
+
+
+def test_a_bad_entry_in_the_middle_stores_none(logs: Scuttleup, db: Any) -> None:
+    logs.append("a")
+    before = list(db)
+    with pytest.raises(TypeError, match="None"):
+        logs.extend(["b", None, "c"])
+    assert list(db) == before
+    assert logs.append("b").seq == 2
+
+
+def test_a_generator_that_raises_stores_none(logs: Scuttleup, db: Any) -> None:
+    def entries() -> Iterator[str]:
+        yield "a"
+        raise ZeroDivisionError
+
+    before = list(db)
+    with pytest.raises(ZeroDivisionError):
+        logs.extend(entries())
+    assert list(db) == before
+    assert logs.append("a").seq == 1
+
+
+def test_a_generator_may_append_itself(logs: Scuttleup) -> None:
+    def entries() -> Iterator[str]:
+        yield "b"
+        logs.append("a")
+
+    assert logs.extend(entries()) == [Change("us", 2, "b")]
+
+
+# --- The last number ---
+
+
+@pytest.fixture
+def nearly_full(db: Any) -> Scuttleup:
+    """A log with two numbers left."""
+    db.put(key("us", MAX_SEQ - 2), b"early")
+    return Scuttleup(db, id="us")
+
+
+def test_a_log_runs_to_the_last_number(nearly_full: Scuttleup, db: Any) -> None:
+    assert nearly_full.append(b"a").seq == 4294967294
+    assert nearly_full.append(b"b").seq == 4294967295
+    assert nearly_full.entry("us", 4294967295) == b"b"
+    assert Scuttleup(db).head == {"us": 4294967295}
+
+
+def test_extend_fills_a_log_to_the_last_number(nearly_full: Scuttleup) -> None:
+    assert [change.seq for change in nearly_full.extend([b"a", b"b"])] == [MAX_SEQ - 1, MAX_SEQ]
+    assert [c.seq for c in nearly_full.create_read_stream()] == [MAX_SEQ - 2, MAX_SEQ - 1, MAX_SEQ]
+
+
+@pytest.mark.parametrize(
+    "append", [lambda logs: logs.append(b"x"), lambda logs: logs.extend([b"x"])]
+)
+def test_a_full_log_takes_no_more(nearly_full: Scuttleup, db: Any, append: Any) -> None:
+    nearly_full.extend([b"a", b"b"])
+    before = list(db)
+    for _ in range(2):
+        with pytest.raises(OverflowError, match="4294967295"):
+            append(nearly_full)
+    assert list(db) == before
+    assert nearly_full.head == {"us": MAX_SEQ}
+    assert nearly_full.write([Change("other", 1, b"x")]) == 1
+
+
+def test_extend_past_the_last_number_stores_none(nearly_full: Scuttleup, db: Any) -> None:
+    before = list(db)
+    with pytest.raises(OverflowError, match="4294967295"):
+        nearly_full.extend([b"a", b"b", b"c"])
+    assert list(db) == before
+    assert nearly_full.append(b"a").seq == MAX_SEQ - 1
+
+
+# --- entry ---
+
+
+def test_entry_gives_one_entry(logs: Scuttleup) -> None:
+    logs.extend(["a", "b"])
+    logs.write([Change("other", 2, "c")])
+    assert logs.entry("us", 2) == "b"
+    assert logs.entry("other", 2) == "c"
+
+
+@pytest.mark.parametrize(("peer", "seq"), [("us", 2), ("us", MAX_SEQ), ("stranger", 1)])
+def test_an_entry_that_is_not_here_is_a_key_error(logs: Scuttleup, peer: str, seq: int) -> None:
+    logs.append("a")
+    with pytest.raises(KeyError) as caught:
+        logs.entry(peer, seq)
+    assert type(caught.value) is EntryNotFound
+    assert isinstance(caught.value, ScuttleupError)
+    assert str(caught.value) == f"no entry {seq} of {peer!r}"
+
+
+# --- delete ---
+
+
+def test_a_deleted_entry_is_gone(logs: Scuttleup) -> None:
+    logs.extend(["a", "b", "c"])
+    logs.delete("us", 2)
+    with pytest.raises(EntryNotFound):
+        logs.entry("us", 2)
+    assert [change.entry for change in logs.create_read_stream()] == ["a", "c"]
+
+
+def test_deleting_leaves_the_head(logs: Scuttleup, db: Any) -> None:
+    logs.extend(["a", "b"])
+    logs.write([Change("other", 3, "x")])
+    logs.delete("us", 1)
+    logs.delete("us", 2)
+    logs.delete("other", 3)
+    assert logs.head == {"us": 2, "other": 3}
+    assert Scuttleup(db).head == {"us": 2, "other": 3}
+
+
+def test_the_number_of_a_deleted_newest_entry_is_not_given_out_again(
+    logs: Scuttleup, db: Any
+) -> None:
+    logs.extend(["a", "b"])
+    logs.delete("us", 2)
+    logs.delete("us", 1)
+    assert Scuttleup(db).append("c").seq == 3
+    assert Scuttleup(db).append("d").seq == 4
+
+
+def test_a_deleted_entry_is_not_stored_again(logs: Scuttleup) -> None:
+    logs.write([Change("other", 1, "x")])
+    logs.delete("other", 1)
+    assert logs.write([Change("other", 1, "x")]) == 0
+    with pytest.raises(EntryNotFound):
+        logs.entry("other", 1)
+
+
+def test_deleting_what_is_not_there_changes_nothing(logs: Scuttleup, db: Any) -> None:
+    logs.append("a")
+    before = list(db)
+    logs.delete("us", 5)
+    logs.delete("stranger", 1)
+    assert list(db) == before
+    assert logs.head == {"us": 1}
+
+
+# --- write ---
+
+
+def test_write_stores_changes_made_elsewhere(logs: Scuttleup, db: Any) -> None:
+    changes = [Change("a", 1, "x"), Change("a", 2, "y"), Change("b", 1, "z")]
+    assert logs.write(changes) == 3
+    assert list(logs.create_read_stream()) == changes
+    assert db.get(key("a", 2)) == b"y"
+
+
+def test_write_skips_what_is_known_and_counts_what_is_new(logs: Scuttleup) -> None:
+    logs.write([Change("a", 1, "x"), Change("a", 2, "y")])
+    changes = [Change("a", seq, "other") for seq in (1, 2, 3)]
+    assert logs.write(changes) == 1
+    assert [change.entry for change in logs.create_read_stream()] == ["x", "y", "other"]
+
+
+def test_write_counts_a_change_that_comes_twice_once(logs: Scuttleup) -> None:
+    assert logs.write([Change("a", 1, "x"), Change("a", 1, "y"), Change("a", 2, "z")]) == 2
+    assert [change.entry for change in logs.create_read_stream()] == ["x", "z"]
+
+
+def test_write_takes_the_logs_mixed(logs: Scuttleup) -> None:
+    changes = [Change(peer, seq, f"{peer}{seq}") for seq in range(1, 300) for peer in "ab"]
+    assert logs.write(iter(changes)) == 598
+    assert list(logs.create_read_stream()) == sorted(changes)
+
+
+def test_write_takes_gaps_where_entries_were_deleted(logs: Scuttleup) -> None:
+    changes = [Change("a", 3, "x"), Change("a", 4, "y"), Change("a", 1000, "z")]
+    assert logs.write(changes) == 3
+    assert logs.head == {"a": 1000}
+    assert list(logs.create_read_stream()) == changes
+
+
+def test_what_was_read_is_written_as_it_is(logs: Scuttleup, tmp_path: Path) -> None:
+    logs.extend(["a", "b"])
+    with plyvel.DB(str(tmp_path / "copy.db"), create_if_missing=True) as db:
+        copy = Scuttleup(db, id="copy", value_encoding="utf-8")
+        assert copy.write(logs.create_read_stream()) == 2
+        assert copy.head == {"us": 2}
+
+
+def test_write_continues_our_own_log_without_a_gap(logs: Scuttleup) -> None:
+    """A backup that was restored gets its tail back."""
+    logs.append("a")
+    assert logs.write([Change("us", seq, "x") for seq in (1, 2, 3)]) == 2
+    assert logs.append("b").seq == 4
+
+
+@pytest.mark.parametrize("gap", [2, 3, 2**31, MAX_SEQ])
+def test_a_gap_in_our_own_log_is_refused(logs: Scuttleup, db: Any, gap: int) -> None:
+    before = list(db)
+    with pytest.raises(ValueError, match=f"{gap} .*'us'"):
+        logs.write([Change("a", 1, "x"), Change("us", gap, "y")])
+    assert list(db) == before
+    assert logs.head == {}
+    assert logs.append("a").seq == 1
+
+
+def test_a_gap_inside_what_is_written_to_our_own_log_is_refused(logs: Scuttleup, db: Any) -> None:
+    before = list(db)
+    with pytest.raises(ValueError, match="'us'"):
+        logs.write([Change("us", 1, "x"), Change("us", 3, "y")])
+    assert list(db) == before
+
+
+def test_write_stores_all_or_none(logs: Scuttleup, db: Any) -> None:
+    def changes() -> Iterator[Change]:
+        yield Change("a", 1, "x")
+        raise ZeroDivisionError
+
+    before = list(db)
+    with pytest.raises(ZeroDivisionError):
+        logs.write(changes())
+    assert list(db) == before
+    assert logs.head == {}
+
+
+def test_write_reaches_the_last_number(logs: Scuttleup) -> None:
+    assert logs.write([Change("a", MAX_SEQ - 1, "x"), Change("a", MAX_SEQ, "y")]) == 2
+    assert logs.head == {"a": 4294967295}
+
+
+# --- Encodings ---
+
+
+def test_a_json_log_takes_and_gives_values(db: Any) -> None:
+    logs = Scuttleup(db, id="us", value_encoding="json")
+    entry = {"text": "é", "list": [1, 2.5, None]}
+    assert logs.append(entry) == ("us", 1, entry)
+    assert logs.entry("us", 1) == entry
+    assert db.get(key("us", 1)) == '{"text":"é","list":[1,2.5,null]}'.encode()
+
+
+def test_a_binary_log_gives_bytes_for_text(db: Any) -> None:
+    logs = Scuttleup(db, id="us")
+    logs.append("é")
+    assert logs.entry("us", 1) == "é".encode()
+
+
+def test_one_read_can_have_its_own_encoding(db: Any) -> None:
+    logs = Scuttleup(db, id="us")
+    logs.append(b'{"a":1}')
+    assert logs.entry("us", 1) == b'{"a":1}'
+    assert logs.entry("us", 1, value_encoding="utf-8") == '{"a":1}'
+    assert logs.entry("us", 1, value_encoding="json") == {"a": 1}
+    (change,) = logs.create_read_stream(value_encoding="json")
+    assert change.entry == {"a": 1}
+
+
+def test_bytes_that_are_no_text_stay_as_they_are_stored(db: Any) -> None:
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
+    db.put(key("them", 1), b"a\xff")
+    assert logs.entry("them", 1) == "a\ufffd"
+    assert logs.entry("them", 1, value_encoding="binary") == b"a\xff"
+
+
+# --- The database is shared ---
+
+
+def test_two_logs_live_in_one_database(db: Any) -> None:
+    one = Scuttleup(db.prefixed_db(b"one"), id="us", value_encoding="utf-8")
+    other = Scuttleup(db.prefixed_db(b"other"), id="them", value_encoding="utf-8")
+    one.extend(["a", "b", "c"])
+    other.append("x")
+    one.delete("us", 3)
+    one.delete("us", 1)
+    assert one.head == {"us": 3}
+    assert other.head == {"them": 1}
+    assert list(one.create_read_stream()) == [Change("us", 2, "b")]
+    assert list(other.create_read_stream()) == [Change("them", 1, "x")]
+    again = Scuttleup(db.prefixed_db(b"one"))
+    assert (again.id, again.head) == ("us", {"us": 3})
+
+
+FOREIGN = dict.fromkeys(
+    [b"", b"\x00", b"a", b"b\xff", b"c", b"cat", b"c\xc3", b"c\xc3\xbe", b"c\xc4", b"l", b"m"]
+    + [b"m\xc3\xbf", b"m\xc3\xbfhead", b"m\xc3\xbfother", b"m\xc3\xbfid2", b"me", b"n", b"\xff"],
+    b"foreign",
+)
+
+
+def test_foreign_keys_are_left_alone(db: Any) -> None:
+    for foreign, value in FOREIGN.items():
+        db.put(foreign, value)
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
+    logs.extend(["a", "b", "c"])
+    logs.write([Change("\xfe", 1, "x")])
+    logs.delete("us", 3)
+    logs.delete("us", 1)
+    assert [tuple(change) for change in Scuttleup(db).create_read_stream()] == [
+        ("us", 2, b"b"),
+        ("\xfe", 1, b"x"),
+    ]
+    assert Scuttleup(db).head == {"us": 3, "\xfe": 1}
+    assert {k: v for k, v in db if k in FOREIGN} == FOREIGN
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fail instead of running for ever."""
+
+    def fail(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("count", [1, 20, 300])
+@pytest.mark.parametrize(
+    "stranger",
+    ["", "\xff", "\xffus", "us\xff", "us\xff\xff", "us\xffb", "us\xff01", "us\xfffe\xff", "us\xffz"]
+    + ["us\u0100", "\u0100", "😀", "u", "v\xffv"],
+    ids=ascii,
+)
+def test_a_log_that_the_original_cannot_find_again_breaks_no_other(
+    db: Any, stranger: str, count: int
+) -> None:
+    """Its keys lie among those of other logs; it may itself not be seen."""
+    strange = {}
+    for seq in range(1, count + 1):
+        strange[f"c\xff{stranger}\xff".encode() + pack_seq(seq)] = b"strange"
+    for foreign, value in strange.items():
+        db.put(foreign, value)
+    with at_most(10):
+        for peer, last in ("t", 2), ("us", 300), ("v", 2):
+            for seq in range(1, last + 1):
+                db.put(key(peer, seq), b"%d" % seq)
+        logs = Scuttleup(db, id="us")
+        heads = {peer: last for peer, last in logs.head.items() if peer in ("t", "us", "v")}
+        assert heads == {"t": 2, "us": 300, "v": 2}
+        read = [(c.peer, c.seq) for c in logs.create_read_stream() if c.entry != b"strange"]
+        assert read == [
+            (peer, seq) for peer in ("t", "us", "v") for seq in range(1, heads[peer] + 1)
+        ]
+        assert logs.append(b"x").seq == 301
+        assert {k: v for k, v in db if k in strange} == strange
+
+
+@pytest.mark.parametrize(
+    "stray", [b"", b"us", b"u", b"us\xc3\xbf", b"us\xc3\xbfzz", b"us\xc3\xbf00", b"us\xc3\xbf\xff"]
+)
+def test_a_stray_key_among_the_changes_hides_no_log(db: Any, stray: bytes) -> None:
+    db.put("c\xff".encode() + stray, b"stray")
+    for seq in range(1, 21):
+        db.put(key("us", seq), b"x")
+    assert Scuttleup(db, id="us").head == {"us": 20}
+
+
+# --- close ---
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda logs: logs.append("x"),
+        lambda logs: logs.extend(["x"]),
+        lambda logs: logs.write([Change("other", 1, "x")]),
+        lambda logs: logs.delete("us", 1),
+        lambda logs: logs.create_read_stream(live=True),
+    ],
+    ids=["append", "extend", "write", "delete", "live stream"],
+)
+def test_a_closed_log_refuses(logs: Scuttleup, db: Any, write: Callable[[Scuttleup], Any]) -> None:
+    logs.append("a")
+    logs.close()
+    before = list(db)
+    with pytest.raises(ScuttleupError, match="closed"):
+        write(logs)
+    assert list(db) == before
+
+
+def test_the_database_stays_open_when_the_log_is_closed(logs: Scuttleup, db: Any) -> None:
+    logs.append("a")
+    logs.close()
+    logs.close()
+    assert not db.closed
+    assert logs.head == {"us": 1}
+    assert Scuttleup(db).append("b").seq == 2
+
+
+# --- Wrong input ---
+
+
+@pytest.mark.parametrize(
+    ("id", "error"),
+    [
+        ("", ValueError),
+        ("\xff", ValueError),
+        ("a\xffb", ValueError),
+        ("a\u0100", ValueError),
+        ("😀", ValueError),
+        ("\ud800", ValueError),
+        (b"us", TypeError),
+        (1, TypeError),
+    ],
+)
+def test_a_wrong_id_is_named_and_not_stored(db: Any, id: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="peer id") as caught:
+        Scuttleup(db, id=id)
+    assert repr(id) in str(caught.value)
+    assert list(db) == []
+
+
+def test_a_wrong_stored_id_is_named_and_stays(db: Any) -> None:
+    db.put(ID, b"a\xc3\xbfb")
+    with pytest.raises(ValueError, match="aÿb"):
+        Scuttleup(db)
+    assert list(db) == [(ID, b"a\xc3\xbfb")]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"value_encoding": "utf-16"}, ValueError, "'utf-16'"),
+        ({"value_encoding": None}, ValueError, "None"),
+        ({"verify": True}, TypeError, "True"),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_stored(
+    db: Any, options: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=named):
+        Scuttleup(db, **options)
+    assert list(db) == []
+
+
+class Odd:
+    def __repr__(self) -> str:
+        return "<odd>"
+
+
+WRONG: list[tuple[str, Callable[[Scuttleup], object], type[Exception], str]] = [
+    ("append bytes to text", lambda logs: logs.append(b"bytes"), TypeError, "b'bytes'"),
+    ("append a number", lambda logs: logs.append(5), TypeError, "5"),
+    ("append nothing", lambda logs: logs.append(None), TypeError, "None"),
+    ("append no text", lambda logs: logs.append("\udc80"), ValueError, r"\\udc80"),
+    ("extend a number", lambda logs: logs.extend(["x", 5]), TypeError, "5"),
+    ("extend one text", lambda logs: logs.extend("text"), TypeError, "'text'"),
+    ("extend one bytes", lambda logs: logs.extend(b"bytes"), TypeError, "b'bytes'"),
+    ("delete 0", lambda logs: logs.delete("us", 0), ValueError, "not 0"),
+    ("delete -1", lambda logs: logs.delete("us", -1), ValueError, "not -1"),
+    ("delete 2**32", lambda logs: logs.delete("us", 2**32), ValueError, "not 4294967296"),
+    ("delete True", lambda logs: logs.delete("us", True), TypeError, "not True"),
+    ("delete nobody's", lambda logs: logs.delete("", 1), ValueError, "not ''"),
+    ("delete of bytes", lambda logs: logs.delete(b"us", 1), TypeError, "not b'us'"),  # type: ignore[arg-type]
+    ("entry 0", lambda logs: logs.entry("us", 0), ValueError, "not 0"),
+    ("entry 2**32", lambda logs: logs.entry("us", 2**32), ValueError, "not 4294967296"),
+    ("entry '1'", lambda logs: logs.entry("us", "1"), TypeError, "not '1'"),  # type: ignore[arg-type]
+    ("entry of U+00FF", lambda logs: logs.entry("\xff", 1), ValueError, "not 'ÿ'"),
+    ("entry as xml", lambda logs: logs.entry("us", 1, value_encoding="xml"), ValueError, "'xml'"),
+    ("write 0", lambda logs: logs.write([Change("b", 0, "x")]), ValueError, "not 0"),
+    ("write 2**32", lambda logs: logs.write([Change("b", 2**32, "x")]), ValueError, "4294967296"),
+    ("write number 1.0", lambda logs: logs.write([Change("b", 1.0, "x")]), TypeError, r"1\.0"),  # type: ignore[arg-type]
+    (
+        "write number 2.0",
+        lambda logs: logs.write([Change("b", 1, "x"), Change("b", 2.0, "x")]),  # type: ignore[arg-type]
+        TypeError,
+        r"2\.0",
+    ),
+    ("write nobody's", lambda logs: logs.write([Change("", 1, "x")]), ValueError, "not ''"),
+    ("write U+00FF", lambda logs: logs.write([Change("b\xff", 1, "x")]), ValueError, "'bÿ'"),
+    ("write of None", lambda logs: logs.write([Change(None, 1, "x")]), TypeError, "None"),  # type: ignore[arg-type]
+    ("write bytes", lambda logs: logs.write([Change("b", 1, b"x")]), TypeError, "b'x'"),
+    (
+        "write a bad one after a good one",
+        lambda logs: logs.write([Change("b", 1, "x"), Change("c", 1, Odd())]),
+        TypeError,
+        "<odd>",
+    ),
+    ("write a pair", lambda logs: logs.write([("b", 1)]), (TypeError, ValueError), r"\('b', 1\)"),  # type: ignore[list-item]
+    ("write a number", lambda logs: logs.write([17]), TypeError, "17"),  # type: ignore[list-item]
+    (
+        "since a list",
+        lambda logs: logs.create_read_stream(since=[("us", 1)]),  # type: ignore[arg-type]
+        TypeError,
+        r"\[\('us', 1\)\]",
+    ),
+    ("since 5", lambda logs: logs.create_read_stream(since=5), TypeError, "not 5"),  # type: ignore[arg-type]
+    ("since text", lambda logs: logs.create_read_stream(since={"us": "1"}), TypeError, "'1'"),  # type: ignore[dict-item]
+    ("since None", lambda logs: logs.create_read_stream(since={"us": None}), TypeError, "None"),  # type: ignore[dict-item]
+    ("since -1", lambda logs: logs.create_read_stream(since={"us": -1}), ValueError, "-1"),
+    ("since 2**32", lambda logs: logs.create_read_stream(since={"us": 2**32}), ValueError, "496729"),
+    ("since bytes", lambda logs: logs.create_read_stream(since={b"us": 1}), TypeError, "b'us'"),  # type: ignore[dict-item]
+    ("since U+00FF", lambda logs: logs.create_read_stream(since={"ÿ": 1}), ValueError, "'ÿ'"),
+    ("read as xml", lambda logs: logs.create_read_stream(value_encoding="xml"), ValueError, "'xml'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "named"), [wrong[1:] for wrong in WRONG], ids=[wrong[0] for wrong in WRONG]
+)
+def test_wrong_input_is_named_and_changes_nothing(
+    logs: Scuttleup, db: Any, call: Callable[[Scuttleup], object], error: Any, named: str
+) -> None:
+    logs.extend(["a", "b"])
+    before, head = list(db), logs.head
+    with pytest.raises(error, match=named):
+        call(logs)
+    assert list(db) == before
+    assert logs.head == head
+    assert logs.append("c").seq == 3

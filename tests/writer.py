@@ -1,0 +1,47 @@
+"""Append to the database that is the first argument, in as many threads as the second says.
+
+It never ends: `test_durability.py` kills it. It prints a line for each call that returned, its
+first and last number and its tag; the entries are `tag i/n`, number i of the n of that call.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from itertools import count
+
+import plyvel
+
+from scuttleup import Scuttleup
+
+
+def append_for_ever(logs: Scuttleup, writer: str) -> None:
+    choose = random.Random(writer)
+    for turn in count():
+        tag = f"{writer}.{turn}"
+        size = choose.choice([0, 0, 0, 1, 20, 400])
+        sync = choose.random() < 0.02
+        if size == 0:
+            changes = [logs.append(f"{tag} 1/1", sync=sync)]
+        else:
+            padding = "x" * choose.randrange(200)
+            changes = logs.extend(
+                [f"{tag} {i}/{size} {padding}" for i in range(1, size + 1)], sync=sync
+            )
+        # One write each, so that lines of several threads stay apart.
+        os.write(1, f"{changes[0].seq} {changes[-1].seq} {tag}\n".encode())
+
+
+def main() -> None:
+    path, threads, run = sys.argv[1:]
+    os.write(1, b"opening\n")
+    db = plyvel.DB(path, create_if_missing=not os.path.exists(path), paranoid_checks=True)
+    logs = Scuttleup(db, value_encoding="utf-8")
+    for thread in range(int(threads)):
+        threading.Thread(target=append_for_ever, args=(logs, f"{run}.{thread}")).start()
+
+
+if __name__ == "__main__":
+    main()
