@@ -72,15 +72,8 @@ async def replicate(
 async def _receive(stream: ReplicationStream, reader: StreamReader, news: asyncio.Event) -> None:
     data = b"-"
     while data:
-        limit = ALIVE if stream.remote_id is None else PROMISED if stream.waiting else None
-        try:
-            data = await asyncio.wait_for(reader.read(READ_BYTES), limit)
-        except asyncio.TimeoutError:
-            if stream.remote_id is None:
-                raise ProtocolError(f"no handshake within {ALIVE} seconds") from None
-            stream.stop_waiting()
-        else:
-            stream.receive_data(data)
+        data = await reader.read(READ_BYTES)
+        stream.receive_data(data)
         news.set()
 
 
@@ -95,11 +88,17 @@ async def _send(
             writer.write(data)
             await _drain(writer)
             await asyncio.sleep(0)  # a drain that need not wait does not let others run
-            continue
-        try:
-            await asyncio.wait_for(news.wait(), ALIVE / 4 if receiver.done() else None)
-        except asyncio.TimeoutError:
-            _check_loss(writer)
+        elif stream.remote_id is None:
+            if not await _within(ALIVE, news):
+                raise ProtocolError(f"no handshake within {ALIVE} seconds")
+        elif stream.waiting:
+            if not await _within(PROMISED, news):
+                stream.stop_waiting()
+        elif receiver.done():
+            if not await _within(ALIVE / 4, news):
+                _check_loss(writer)
+        else:
+            await news.wait()
         news.clear()
     writer.transport.set_write_buffer_limits(0)
     await _drain(writer)
@@ -107,11 +106,24 @@ async def _send(
         writer.write_eof()
 
 
-async def _drain(writer: StreamWriter) -> None:
+async def _within(seconds: float, news: asyncio.Event) -> bool:
+    # A twentieth of what asyncio.wait_for takes, which makes a task of it.
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    timer = loop.call_at(deadline, news.set)
     try:
-        await asyncio.wait_for(writer.drain(), ALIVE)
-    except asyncio.TimeoutError:
-        raise ProtocolError(f"the remote took nothing for {ALIVE} seconds") from None
+        await news.wait()
+    finally:
+        timer.cancel()
+    return loop.time() < deadline
+
+
+async def _drain(writer: StreamWriter) -> None:
+    if writer.transport.get_write_buffer_size():
+        try:
+            await asyncio.wait_for(writer.drain(), ALIVE)
+        except asyncio.TimeoutError:
+            raise ProtocolError(f"the remote took nothing for {ALIVE} seconds") from None
 
 
 async def _close(writer: StreamWriter) -> None:
