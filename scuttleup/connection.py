@@ -10,6 +10,8 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from contextlib import suppress
 
+import plyvel
+
 from .changes import Change
 from .errors import ProtocolError
 from .replication import Replicated, ReplicationStream
@@ -58,6 +60,8 @@ async def replicate(
         await asyncio.wait({receiver}, timeout=LINGER)
         if receiver.done():
             receiver.result()
+    except plyvel.Error:  # which may be an OSError, too
+        raise
     except OSError as error:
         raise ProtocolError(f"the connection broke: {error}") from error
     finally:

@@ -1,0 +1,232 @@
+"""The command line: `python -m scuttleup`, or `scuttleup`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from base64 import b64encode
+from typing import Any, NoReturn
+
+import plyvel
+
+from .changes import Change
+from .errors import ScuttleupError
+from .log import Scuttleup
+
+EPILOG = """\
+Exit status: 0 when all went well, and when Ctrl-C or SIGTERM ended what would never end by itself
+(read --live, replicate); 1 after an error, told in one line; 2 for wrong arguments.
+
+Two people in two terminals:
+  alice$ scuttleup --db alice.db replicate --listen 2014
+  bob$   scuttleup --db bob.db replicate 127.0.0.1:2014
+Each sees what the other types, at once or, after having been away, later."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command in `argv` and return the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command == "replicate":
+        _check_replicate(parser, args)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    db = None
+    try:
+        # Create it only where there is nothing: LevelDB would make a new one over a damaged one.
+        is_new = not os.path.exists(args.db)
+        db = plyvel.DB(args.db, create_if_missing=is_new, paranoid_checks=True)
+        logs = Scuttleup(db)
+        try:
+            return int(args.run(logs, args) or 0)
+        finally:
+            logs.close()
+    except plyvel.Error as error:
+        return _complain(f"{args.db}: {error.args[0].decode()}")
+    except (ScuttleupError, OSError, ValueError) as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return 0 if args.run is _replicate or getattr(args, "live", False) else 130
+    finally:
+        if db:
+            db.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    db = argparse.ArgumentParser(add_help=False)
+    db.add_argument("--db", metavar="PATH", default=argparse.SUPPRESS, help="the database")
+    parser = argparse.ArgumentParser(
+        prog="scuttleup",
+        description="Append-only logs that replicate from peer to peer.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--db", metavar="PATH", default="logs.db", help="the database, made if missing (logs.db)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, parents=[db], help=help, description=help[0].upper() + help[1:] + "."
+        )
+        command.set_defaults(run=run)
+        return command
+
+    append = add("append", _append, "append entries to this peer's log")
+    append.add_argument(
+        "entries", nargs="*", metavar="ENTRY", help="one entry; without any, each line of stdin"
+    )
+
+    read = add("read", _read, "print every entry of every log")
+    read.add_argument("--live", action="store_true", help="go on with what is stored later")
+    read.add_argument(
+        "--since",
+        metavar="FILE",
+        help="leave out what was there when `scuttleup head --json >FILE` was run; - is stdin",
+    )
+    read.add_argument(
+        "--json",
+        action="store_true",
+        help="a JSON object a line, with `entry`, or `entry_base64` where that is not UTF-8",
+    )
+
+    head = add("head", _head, "print the last number of every log; * is this peer's")
+    head.add_argument("--json", action="store_true", help="as a JSON object")
+
+    replicate = add("replicate", _replicate, "exchange entries with other peers")
+    replicate.add_argument(
+        "peers", nargs="*", metavar="HOST:PORT", help="a peer to connect to, again and again"
+    )
+    replicate.add_argument(
+        "--listen", metavar="[HOST:]PORT", help="serve other peers; HOST is 127.0.0.1"
+    )
+    replicate.add_argument(
+        "--mode",
+        choices=("sync", "push", "pull"),
+        default="sync",
+        help="send and receive (sync), only send (push) or only receive (pull)",
+    )
+    replicate.add_argument(
+        "--once",
+        action="store_true",
+        help="end when all that was there is exchanged with each peer, or with one that came",
+    )
+    for option, help in (
+        ("cert", "this peer's certificate, PEM"),
+        ("key", "the key of that, PEM"),
+        ("ca", "who signed the certificates of all who may take part, PEM"),
+    ):
+        replicate.add_argument(f"--tls-{option}", metavar="FILE", help=help)
+    return parser
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _complain(message: str) -> int:
+    print(f"scuttleup: {message}", file=sys.stderr)
+    return 1
+
+
+# --- append, read, head ---
+
+
+def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
+    if args.entries:
+        logs.extend(args.entries)
+        return
+    lines = Lines(logs)
+    while lines.take(os.read(0, 1 << 16)):
+        pass
+
+
+class Lines:
+    """Appends lines as they come: those of one read in one atomic step."""
+
+    def __init__(self, logs: Scuttleup) -> None:
+        self._logs = logs
+        self._rest = b""  # a line that has not ended yet
+
+    def take(self, data: bytes) -> bool:
+        """Append the lines that end in `data`, b"" ends the last one; return whether to go on."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data and self._rest:
+            lines, self._rest = [self._rest], b""
+        if lines:
+            self._logs.extend(lines)
+        return bool(data)
+
+
+def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
+    since = None
+    if args.since:
+        with open(0 if args.since == "-" else args.since, encoding="utf-8") as file:
+            since = json.load(file)
+        if not isinstance(since, dict):
+            raise ValueError(f"{args.since}: not a JSON object as `head --json` prints it")
+    encoding = "binary" if args.json else "utf-8"
+    for change in logs.create_read_stream(since=since, live=args.live, value_encoding=encoding):
+        print(_json_line(change) if args.json else change, flush=args.live)
+
+
+def _json_line(change: Change) -> str:
+    try:
+        entry = {"entry": change.entry.decode()}
+    except UnicodeDecodeError:
+        entry = {"entry_base64": b64encode(change.entry).decode()}
+    return json.dumps({"peer": change.peer, "seq": change.seq, **entry})
+
+
+def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
+    head = logs.head
+    if args.json:
+        print(json.dumps(head))
+        return
+    for peer, seq in sorted({logs.id: 0, **head}.items()):
+        print(f"{'*' if peer == logs.id else ' '} {seq} {peer!r}")
+
+
+# --- replicate ---
+
+
+def _check_replicate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Read the addresses; end the program if the arguments do not fit together."""
+    if not args.peers and not args.listen:
+        parser.error("replicate: name a HOST:PORT to connect to, or --listen")
+    try:
+        args.peers = [_address(peer) for peer in args.peers]
+        args.listen = args.listen and _address(args.listen, default_host="127.0.0.1")
+    except ValueError as error:
+        parser.error(f"replicate: {error}")
+    args.tls = [args.tls_cert, args.tls_key, args.tls_ca]
+    if not all(args.tls):
+        if any(args.tls):
+            parser.error("replicate: --tls-cert, --tls-key and --tls-ca go together")
+        args.tls = None
+
+
+def _address(text: str, default_host: str = "") -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or default_host
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def _replicate(logs: Scuttleup, args: argparse.Namespace) -> int:
+    import asyncio  # only here: it takes longer to load than all the rest
+
+    from .peer import Peer
+
+    peer = Peer(logs, mode=args.mode, once=args.once, tls=args.tls, take_lines=Lines(logs).take)
+    return asyncio.run(peer.run(args.peers, args.listen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
