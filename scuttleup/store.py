@@ -70,6 +70,7 @@ class Store:
             self._in_doubt = True
             key = next(self._own_keys, None)
             if key is None:
+                self._in_doubt = False
                 raise OverflowError(f"the log of {self.id!r} is full, its last number is {MAX_SEQ}")
             self._db.put(key, entry, sync=self._sync if sync is None else sync)
             self.heads[self.id] = seq = self.heads.get(self.id, 0) + 1
@@ -232,10 +233,10 @@ class Follower:
         spans: list[tuple[str, int, int]],
         wake: Callable[[], None],
     ) -> None:
-        self.since = since
+        self._since = since
         self.closed = False
         self._db = db
-        self._runs: Iterator[Run] | None = self._read_spans(spans) if spans else None
+        self._runs: Iterator[Run] | None = _read_spans(db, since, spans) if spans else None
         self._fresh: dict[str, tuple[int, int]] = {}  # peer: (after, last)
         self._lock = threading.Lock()  # of _fresh
         self._wake = wake
@@ -265,19 +266,23 @@ class Follower:
             if self._runs is None:
                 with self._lock:
                     fresh, self._fresh = self._fresh, {}
-                self._runs = self._read_spans([(p, *span) for p, span in fresh.items()])
+                spans = [(peer, after, last) for peer, (after, last) in fresh.items()]
+                self._runs = _read_spans(self._db, self._since, spans)
             if run := next(self._runs, None):
                 return run
             self._runs = None
         return None
 
-    def _read_spans(self, spans: Iterable[tuple[str, int, int]]) -> Iterator[Run]:
-        """The entries of each (peer, after, last): those above `after` up to `last`."""
-        with _scan(self._db, CHANGES) as changes:
-            for peer, after, last in spans:
-                after = max(after, self.since.get(peer, 0))
-                if after < last:
-                    yield from _read_span(changes, peer, after, last)
+
+def _read_spans(
+    db: Any, since: dict[str, int], spans: Iterable[tuple[str, int, int]]
+) -> Iterator[Run]:
+    """The entries of each (peer, after, last): those above `after` up to `last`."""
+    with _scan(db, CHANGES) as changes:
+        for peer, after, last in spans:
+            after = max(after, since.get(peer, 0))
+            if after < last:
+                yield from _read_span(changes, peer, after, last)
 
 
 def _read_span(changes: Any, peer: str, after: int, last: int) -> Iterator[Run]:

@@ -10,15 +10,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import plyvel
 import pytest
 
+import scuttleup.read_stream
 import scuttleup.store
 from scuttleup import Change, EntryNotFound, Scuttleup
 
@@ -260,15 +262,13 @@ def test_ctrl_c_after_leveldb_took_a_write_gives_no_number_twice(
 
 
 @pytest.mark.parametrize("name", ["append", "extend"])
-def test_ctrl_c_at_any_line_gives_no_number_twice_and_hides_none_from_a_stream(
-    tmp_path: Path, name: str
+def test_ctrl_c_at_any_moment_gives_no_number_twice_and_hides_none_from_a_stream(
+    logs: Scuttleup, name: str
 ) -> None:
-    db = plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True)
-    logs = Scuttleup(db, id="us", value_encoding="utf-8")
     stream = logs.create_read_stream(tail=True)
     seen: list[Change] = []
     moment = 0
-    while interrupted_at_line(moment, lambda: WRITES[name](logs)):
+    while interrupted(lambda: WRITES[name](logs), moment, scuttleup.store):
         seen += drain(logs, stream)
         moment += 1
     assert moment > 10
@@ -277,23 +277,67 @@ def test_ctrl_c_at_any_line_gives_no_number_twice_and_hides_none_from_a_stream(
     assert seen == list(logs.create_read_stream())
     assert [change.seq for change in seen] == list(range(1, len(seen) + 1))
     assert logs.head == {"us": len(seen)}
-    db.close()
 
 
-def interrupted_at_line(moment: int, call: Callable[[], object]) -> bool:
-    """Raise KeyboardInterrupt before line number `moment` that `call` comes to in store.py.
+@pytest.mark.parametrize("taken", [False, True])
+def test_ctrl_c_again_while_the_log_recovers_from_one_gives_no_number_twice(
+    faulty: FaultyDB, taken: bool
+) -> None:
+    logs = Scuttleup(faulty, id="us", value_encoding="utf-8")
+    acknowledged: list[Change] = []
+    moment = 0
+    recovering = True
+    while recovering:
+        if taken:
+            faulty.after = KeyboardInterrupt()
+        else:
+            faulty.before = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            logs.append("first")
+        faulty.before = faulty.after = None
+        recovering = interrupted(lambda: logs.append("again"), moment, scuttleup.store)
+        moment += 1
+        acknowledged += [logs.append(f"{moment}"), logs.append(f"and {moment}")]
+    assert moment > 20
 
-    False if it has fewer lines than that. Lines that begin with `with` do not count: a signal
-    is never handled between the end of such a block and the release of its lock.
+    stored = list(logs.create_read_stream())
+    assert [change.seq for change in stored] == list(range(1, len(stored) + 1))
+    assert set(acknowledged) <= set(stored)
+    assert logs.head == {"us": len(stored)}
+
+
+def test_ctrl_c_while_a_stream_is_woken_does_not_block_the_next_append(logs: Scuttleup) -> None:
+    """A lock taken by Python code, as those in `threading.Event` are, can stay taken for ever."""
+    stream = logs.create_read_stream(tail=True)
+    moment = 0
+    while interrupted(lambda: logs.append("x"), moment, scuttleup.read_stream, threading):
+        moment += 1
+        # In a thread that may be left behind: a join has a time limit, an append has not.
+        next_append = threading.Thread(target=logs.append, args=("next",), daemon=True)
+        next_append.start()
+        next_append.join(30)
+        assert not next_append.is_alive(), f"the log is stuck after Ctrl-C at moment {moment}"
+        while next(stream).entry != "next":
+            pass
+    assert moment > 1
+
+
+def interrupted(call: Callable[[], object], moment: int, *modules: ModuleType) -> bool:
+    """Raise KeyboardInterrupt at moment number `moment` that `call` spends in these modules.
+
+    A moment is the beginning of a line or a function or the return from one. False if there are
+    fewer. Lines that begin with `with` do not count: in those, Python handles no signal between
+    the end of the block and the release of its lock.
     """
-    source = inspect.getsource(scuttleup.store).splitlines()
+    sources = {module.__file__: inspect.getsource(module).splitlines() for module in modules}
     left = moment
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal left
-        if frame.f_code.co_filename != scuttleup.store.__file__:
+        source = sources.get(frame.f_code.co_filename)
+        if source is None:
             return None
-        if event == "line" and not source[frame.f_lineno - 1].strip().startswith("with "):
+        if event != "line" or not source[frame.f_lineno - 1].strip().startswith("with "):
             left -= 1
             if left < 0:
                 sys.settrace(None)

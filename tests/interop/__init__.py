@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +44,31 @@ def require_node() -> str:
 
 
 class Original:
-    """A Node process in which the original has the database at `path` open, until `with` ends.
+    """A Node process with the original on the database at `path`, until `with` ends.
 
-    `options` are the original's own: `id` and `valueEncoding`.
+    `options` are the original's own: `id` and `valueEncoding`. Without a path there is no database
+    until `open`; after `close` another one can be opened.
     """
 
-    def __init__(self, path: Path, **options: str) -> None:
+    def __init__(self, path: Path | None = None, **options: str) -> None:
         self._process = subprocess.Popen(
-            [require_node(), str(FOLDER / "original.js"), str(path), json.dumps(options)],
+            [require_node(), str(FOLDER / "original.js")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._time_limit = threading.Timer(TIME_LIMIT, self._process.kill)
-        self._time_limit.daemon = True
-        self._time_limit.start()
+        if path:
+            self.open(path, **options)
 
     def __enter__(self) -> Original:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         # The database has one user at a time: the next one waits for the end of this one.
-        self._process.communicate()
-        self._time_limit.cancel()
+        try:
+            self._process.communicate(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.communicate()
         if exc_info[0] is None:
             assert self._process.returncode == 0, "Node failed, see stderr"
 
@@ -73,11 +76,34 @@ class Original:
         """Call a method of original.js."""
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps([method, *arguments]).encode() + b"\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        time_limit = threading.Timer(TIME_LIMIT, self.kill)
+        time_limit.start()
+        try:
+            self._process.stdin.write(json.dumps([method, *arguments]).encode() + b"\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        finally:
+            time_limit.cancel()
         assert answer, "Node ended, see stderr"
         return json.loads(answer)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process, and so any call that still waits for an answer."""
+        self._process.kill()
+
+    def open(self, path: Path, **options: str) -> None:
+        self.call("open", str(path), options)
+
+    def close(self) -> None:
+        self.call("close")
 
     @property
     def id(self) -> str:
@@ -102,3 +128,29 @@ class Original:
 
     def read(self) -> list[Change]:
         return [Change(**change) for change in self.call("read", {})]
+
+    def until(self, head: Mapping[str, int]) -> None:
+        """Wait until the database has every log of `head` up to its number."""
+        self.call("until", head)
+
+    def append_every(self, milliseconds: int, entry: Any) -> None:
+        """Begin to append `entry` again and again, for as long as the database is open."""
+        self.call("appendEvery", milliseconds, entry)
+
+    def listen(self, mode: str = "sync", *, live: bool = True) -> int:
+        """Replicate with whoever connects to the port that this returns."""
+        port: int = self.call("listen", {"mode": mode, "live": live})
+        return port
+
+    def connect(self, port: int, mode: str = "sync", *, live: bool = True) -> None:
+        """Replicate with who listens at `port`."""
+        self.call("connect", port, {"mode": mode, "live": live})
+
+    def end(self) -> None:
+        """Leave: end every connection from this side."""
+        self.call("end")
+
+    def closed(self) -> list[str | None]:
+        """Wait until all connections are closed; what each broke with, None where it did not."""
+        errors: list[str | None] = self.call("closed")
+        return errors

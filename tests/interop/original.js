@@ -1,48 +1,99 @@
 'use strict'
-// The original on one database, for the tests. Arguments: the path and the options as JSON.
+// The original, for the tests: one database at a time, and replication on default sockets.
 // Each line in is `[method, ...arguments]` as JSON, each line out what it came to.
-// At the end of the input the database is closed; any error ends the process.
+// At the end of the input all is closed; any error ends the process.
 
 const { once } = require('events')
+const net = require('net')
 const readline = require('readline')
-const { promisify } = require('util')
 const level = require('level')
 const scuttleup = require('scuttleup')
 
-const [path, options] = process.argv.slice(2)
+let db, logs, server
+let connections = []
+
+function call (method, ...args) {
+  return new Promise((resolve, reject) => {
+    logs[method](...args, (err, result) => err ? reject(err) : resolve(result))
+  })
+}
+
+// As the original's README has it. A default socket: without { allowHalfOpen: true }.
+function replicate (socket, opts) {
+  const connection = { socket, error: null }
+  connection.closed = new Promise((resolve) => socket.on('close', resolve))
+  socket.on('error', (err) => { connection.error = err.message })
+  connections.push(connection)
+  socket.pipe(logs.createReplicationStream(opts)).pipe(socket)
+}
+
+const methods = {
+  open: async (path, opts) => {
+    db = level(path)
+    logs = scuttleup(db, opts)
+    logs.setMaxListeners(0)
+    await once(logs, 'ready')
+  },
+  close: async () => {
+    if (server) server.close()
+    for (const { socket } of connections) socket.destroy()
+    if (db) await db.close()
+    db = logs = server = null
+    connections = []
+  },
+
+  id: async () => logs.id,
+  head: async () => logs.head,
+  append: (entry) => call('append', entry),
+  entry: (peer, seq, opts) => call('entry', peer, seq, opts),
+  del: (peer, seq) => call('del', peer, seq),
+  write: async (changes) => {
+    const stream = logs.createWriteStream()
+    for (const change of changes) stream.write(change)
+    stream.end()
+    await once(stream, 'finish')
+  },
+  read: async (opts) => {
+    const changes = []
+    const stream = logs.createReadStream(opts)
+    stream.on('data', (change) => changes.push(change))
+    await once(stream, 'end')
+    return changes
+  },
+
+  // Until LevelDB has the logs up to these numbers.
+  until: async (head) => {
+    const lacks = ([peer, seq]) => !logs.head.some((h) => h.peer === peer && h.flushed >= seq)
+    while (Object.entries(head).some(lacks)) await once(logs, 'flush')
+  },
+  // Goes on for ever, an entry every so many milliseconds.
+  appendEvery: async (ms, entry) => {
+    const log = logs
+    const timer = setInterval(() => logs === log ? log.append(entry) : clearInterval(timer), ms)
+  },
+
+  listen: async (opts) => {
+    server = net.createServer((socket) => replicate(socket, opts)).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    return server.address().port
+  },
+  connect: async (port, opts) => replicate(net.connect(port, '127.0.0.1'), opts),
+  // As a peer does that leaves.
+  end: async () => { for (const { socket } of connections) socket.end() },
+  // Until all connections are; what each broke with, null where it did not.
+  closed: async () => {
+    await Promise.all(connections.map((connection) => connection.closed))
+    return connections.map((connection) => connection.error)
+  }
+}
 
 async function main () {
-  const db = level(path)
-  const logs = scuttleup(db, JSON.parse(options))
-  await once(logs, 'ready')
-
-  const methods = {
-    id: async () => logs.id,
-    head: async () => logs.head,
-    append: promisify(logs.append.bind(logs)),
-    entry: promisify(logs.entry.bind(logs)),
-    del: promisify(logs.del.bind(logs)),
-    write: async (changes) => {
-      const stream = logs.createWriteStream()
-      for (const change of changes) stream.write(change)
-      stream.end()
-      await once(stream, 'finish')
-    },
-    read: async (opts) => {
-      const changes = []
-      const stream = logs.createReadStream(opts)
-      stream.on('data', (change) => changes.push(change))
-      await once(stream, 'end')
-      return changes
-    }
-  }
-
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const [method, ...args] = JSON.parse(line)
     const result = await methods[method](...args)
     process.stdout.write(JSON.stringify(result === undefined ? null : result) + '\n')
   }
-  await db.close()
+  await methods.close()
 }
 
 process.on('unhandledRejection', (error) => { throw error })
