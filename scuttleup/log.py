@@ -90,7 +90,7 @@ class Scuttleup:
         """Delete one entry here; other peers keep theirs, and no entry gets its number again."""
         self._store.delete(check_peer(peer), check_seq(seq))
 
-    def write(self, changes: Iterable[Change], *, sync: bool | None = None) -> int:
+    def write(self, changes: Iterable[tuple[str, int, Any]], *, sync: bool | None = None) -> int:
         """Store changes of other peers in one atomic step and return how many were new.
 
         Each log's changes come in order; what is at or below its head is known and skipped.

@@ -10,7 +10,8 @@ import signal
 import ssl
 import sys
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import plyvel
 
@@ -53,6 +54,7 @@ class Peer:
         self._failed = False
         self._typing = not once  # whether there may be more on stdin
         self._over = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._error: Exception | None = None  # of ours, not of a remote
 
     async def run(self, peers: Sequence[Address], listen: Address | None) -> int:
@@ -69,18 +71,18 @@ class Peer:
             server = await asyncio.start_server(self._serve, *listen, ssl=server_tls)
             for sock in server.sockets:
                 _say(f"listening on {_name(sock.getsockname())}")
-        tasks = [asyncio.create_task(self._print_new())]
-        links = [asyncio.create_task(self._connect(address, client_tls)) for address in peers]
-        if self._once:
-            if sys.stderr.isatty():
-                tasks.append(asyncio.create_task(self._show_progress()))
-            if links:
-                asyncio.gather(*links).add_done_callback(lambda _: self._over.set())
-        else:
+        links = [self._start(self._connect(address, client_tls)) for address in peers]
+        self._start(self._print_new())
+        if self._once and sys.stderr.isatty():
+            self._start(self._show_progress())
+        if self._once and links:
+            asyncio.gather(*links).add_done_callback(lambda _: self._over.set())
+        if not self._once:
             self._read_stdin(loop)
         await self._over.wait()
-        for task in tasks + links:
+        for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._typing and select.select([0], [], [], 0)[0]:
             self._take()
         for change in self._logs.create_read_stream(since=self._printed, value_encoding="utf-8"):
@@ -91,7 +93,17 @@ class Peer:
             _say(f"sent {self._sent}, received {self._received}")
         return int(self._failed)
 
-    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+        # Not a coroutine: asyncio makes a task of that, and a traceback when it is cancelled.
+        self._start(self._serve_one(reader, writer))
+
+    async def _serve_one(self, reader: StreamReader, writer: StreamWriter) -> None:
         await self._exchange(_name(writer.get_extra_info("peername")), reader, writer)
         if self._once:
             self._over.set()

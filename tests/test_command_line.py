@@ -1,0 +1,362 @@
+"""`python -m scuttleup` as a shell user meets it: output, errors in one line, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import plyvel
+import pytest
+import trustme
+
+from scuttleup import Scuttleup
+
+LIMIT = 30  # seconds, for what should take a moment
+
+
+class Command:
+    """A running `scuttleup`, whose lines can be waited for."""
+
+    def __init__(self, folder: Path, *args: str, stdin: Any = subprocess.PIPE) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "scuttleup", *args],
+            cwd=folder,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )
+
+    def type(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def stdout_line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+    def stderr_line(self, containing: str = "") -> str:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            if containing in line:
+                return line
+        raise AssertionError(f"stderr ended without a line containing {containing!r}")
+
+    def port(self) -> str:
+        return self.stderr_line("listening on").strip().rpartition(":")[2]
+
+    def end(self, signum: int = signal.SIGTERM) -> tuple[int, str, str]:
+        self.process.send_signal(signum)
+        return self.result()
+
+    def result(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=LIMIT)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    started: list[Command] = []
+
+    def start(*args: str, **options: Any) -> Command:
+        started.append(Command(tmp_path, *args, **options))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.process.kill()
+        command.process.communicate()
+
+
+@pytest.fixture
+def run(start: Callable[..., Command]) -> Callable[..., tuple[int, str, str]]:
+    def run(*args: str, stdin: str = "") -> tuple[int, str, str]:
+        command = start(*args)
+        out, err = command.process.communicate(stdin, timeout=LIMIT)
+        return command.process.returncode, out, err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+Start = Callable[..., Command]
+
+
+def entries(path: Path) -> list[str]:
+    db = plyvel.DB(str(path))
+    try:
+        logs = Scuttleup(db, value_encoding="utf-8")
+        return [change.entry for change in logs.create_read_stream()]
+    finally:
+        db.close()
+
+
+def test_append_takes_entries_from_the_arguments(run: Run, tmp_path: Path) -> None:
+    assert run("append", "hello", "wörld") == (0, "", "")
+    assert entries(tmp_path / "logs.db") == ["hello", "wörld"]
+
+
+def test_append_takes_the_lines_of_stdin_the_last_one_without_an_end_too(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run("append", stdin="a\n\nb\nc") == (0, "", "")
+    assert entries(tmp_path / "logs.db") == ["a", "", "b", "c"]
+
+
+def test_append_takes_a_million_bytes_of_lines(run: Run, tmp_path: Path) -> None:
+    lines = [f"line {n}" for n in range(100_000)]
+    assert run("append", stdin="\n".join(lines) + "\n")[0] == 0
+    assert entries(tmp_path / "logs.db") == lines
+
+
+def test_the_database_is_named_before_or_after_the_command(run: Run, tmp_path: Path) -> None:
+    assert run("--db", "a.db", "append", "x")[0] == 0
+    assert run("append", "--db", "a.db", "y")[0] == 0
+    assert entries(tmp_path / "a.db") == ["x", "y"]
+
+
+def test_read_prints_what_read_py_prints(run: Run) -> None:
+    run("append", "hello world")
+    status, out, err = run("read")
+    peer = json.loads(run("head", "--json")[1]).popitem()[0]
+    assert (status, out, err) == (0, f"{{peer: '{peer}', seq: 1, entry: 'hello world'}}\n", "")
+
+
+def test_read_as_json_has_base64_for_what_is_no_text(run: Run, tmp_path: Path) -> None:
+    db = plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True)
+    Scuttleup(db, id="us").extend(["é", b"\xff"])
+    db.close()
+    assert [json.loads(line) for line in run("read", "--json")[1].splitlines()] == [
+        {"peer": "us", "seq": 1, "entry": "é"},
+        {"peer": "us", "seq": 2, "entry_base64": "/w=="},
+    ]
+
+
+def test_read_since_a_head_leaves_out_what_was_there(run: Run, tmp_path: Path) -> None:
+    run("append", "old")
+    (tmp_path / "head.json").write_text(run("head", "--json")[1])
+    run("append", "new")
+    status, out, _ = run("read", "--since", "head.json")
+    assert (status, out.count("\n")) == (0, 1)
+    assert "new" in out
+    assert run("read", "--since", "-", stdin=(tmp_path / "head.json").read_text())[1] == out
+
+
+def test_read_live_goes_on_until_it_is_told_to_end(start: Start, run: Run) -> None:
+    run("append", "first")
+    reader = start("read", "--live")
+    assert "first" in reader.stdout_line()
+    assert reader.end(signal.SIGINT) == (0, "", "")
+
+
+def test_read_into_a_closed_pipe_ends_quietly(run: Run, start: Start) -> None:
+    run("append", stdin="a line\n" * 100_000)
+    reader = start("read")
+    reader.stdout_line()
+    assert reader.process.stdout
+    reader.process.stdout.close()
+    reader.process.wait(LIMIT)
+    assert reader.process.stderr
+    assert reader.process.stderr.read() == ""
+
+
+def test_head_marks_the_log_of_this_peer(run: Run, tmp_path: Path) -> None:
+    db = plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True)
+    Scuttleup(db, id="us").write([("them", 7, b"")])
+    db.close()
+    assert run("head") == (0, "  7 'them'\n* 0 'us'\n", "")
+    assert run("head", "--json") == (0, '{"them": 7}\n', "")
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["append", "--db", "missing/logs.db", "x"], "missing/logs.db"),
+        (["read", "--since", "missing.json"], "missing.json"),
+        (["read", "--since", "no.json"], "no.json"),
+        (["replicate", "--once", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["replicate", "--listen", "203.0.113.1:2014"], "203.0.113.1"),
+        (
+            ["replicate", "--listen", "0", "--tls-cert", "x", "--tls-key", "x", "--tls-ca", "x"],
+            "certificates x, x, x",
+        ),
+    ],
+)
+def test_trouble_is_one_line_and_status_1(
+    args: list[str], complaint: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "no.json").write_text("[]")
+    status, out, err = run(*args)
+    assert (status, out) == (1, "")
+    lines = [line for line in err.splitlines() if "sent 0, received 0" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("scuttleup: ")
+    assert complaint in lines[0]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["frobnicate"],
+        ["replicate"],
+        ["replicate", "nowhere"],
+        ["replicate", "host:port"],
+        ["replicate", "host:99999"],
+        ["replicate", "--listen", "host:"],
+        ["replicate", "--listen", "1", "--tls-cert", "x"],
+    ],
+)
+def test_wrong_arguments_are_status_2(args: list[str], run: Run, tmp_path: Path) -> None:
+    status, out, err = run(*args)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: scuttleup")
+    assert not (tmp_path / "logs.db").exists()
+
+
+def test_a_database_that_another_process_holds_is_status_1(run: Run, start: Start) -> None:
+    holder = start("replicate", "--listen", "0")
+    holder.port()
+    status, _, err = run("append", "x")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "logs.db" in err
+
+
+def test_two_peers_see_what_the_other_types_and_miss_nothing_of_what_came_before(
+    run: Run, start: Start, tmp_path: Path
+) -> None:
+    run("--db", "a.db", "append", "before")
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    bob = start("--db", "b.db", "replicate", f"127.0.0.1:{alice.port()}")
+    assert "before" in bob.stdout_line()
+    bob.type("hello alice")
+    assert "hello alice" in alice.stdout_line()
+    alice.type("hello bob")
+    assert "hello bob" in bob.stdout_line()
+    assert bob.end(signal.SIGINT)[:2] == (0, "")
+    assert alice.end()[:2] == (0, "")
+    expected = sorted(["before", "hello alice", "hello bob"])
+    assert sorted(entries(tmp_path / "a.db")) == sorted(entries(tmp_path / "b.db")) == expected
+
+
+def test_a_peer_comes_back_when_the_other_was_away(start: Start, tmp_path: Path) -> None:
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    port = alice.port()
+    bob = start("--db", "b.db", "replicate", f"127.0.0.1:{port}")
+    bob.stderr_line("connected")
+    alice.end(signal.SIGKILL)
+    bob.stderr_line(f":{port}: ")  # gone, or reset
+    bob.type("while you were away")
+    alice = start("--db", "a.db", "replicate", "--listen", port)
+    assert "while you were away" in alice.stdout_line()
+
+
+def test_once_exchanges_what_is_there_and_says_how_much(run: Run, start: Start) -> None:
+    run("--db", "a.db", "append", "1", "2", "3")
+    run("--db", "b.db", "append", "4")
+    alice = start("--db", "a.db", "replicate", "--listen", "0", "--once")
+    status, out, err = run("--db", "b.db", "replicate", "--once", f"127.0.0.1:{alice.port()}")
+    assert status == 0
+    assert [f"entry: '{n}'" in line for n, line in zip("123", out.splitlines(), strict=True)]
+    assert err.endswith("scuttleup: sent 1, received 3\n")
+    status, _, err = alice.result()
+    assert status == 0
+    assert err.endswith("scuttleup: sent 3, received 1\n")
+
+
+@pytest.mark.parametrize(("mode", "received"), [("push", 0), ("pull", 3)])
+def test_once_in_one_direction(mode: str, received: int, run: Run, start: Start) -> None:
+    run("--db", "a.db", "append", "1", "2", "3")
+    run("--db", "b.db", "append", "4")
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    _, _, err = run(
+        "--db", "b.db", "replicate", "--once", "--mode", mode, f"127.0.0.1:{alice.port()}"
+    )
+    assert err.endswith(f"sent {1 if mode == 'push' else 0}, received {received}\n")
+
+
+def test_once_shows_progress_on_a_terminal(run: Run, start: Start, tmp_path: Path) -> None:
+    run("--db", "a.db", "append", "1", "2", "3")
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    ours, theirs = pty.openpty()
+    args = ["--db", "b.db", "replicate", "--once", f"127.0.0.1:{alice.port()}"]
+    subprocess.run(
+        [sys.executable, "-m", "scuttleup", *args], cwd=tmp_path, stderr=theirs, timeout=LIMIT
+    )
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "\rreceived " in shown
+    assert "sent 0, received 3" in shown
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_typed_is_stored_when_a_signal_ends_it(
+    signum: int, start: Start, tmp_path: Path
+) -> None:
+    peer = start("replicate", "--listen", "0")
+    peer.port()
+    for n in range(100):
+        peer.type(f"line {n}")
+    status, _, err = peer.end(signum)
+    assert (status, err) == (0, "")
+    assert entries(tmp_path / "logs.db") == [f"line {n}" for n in range(100)]
+
+
+def test_append_that_is_interrupted_is_status_130_and_keeps_whole_lines(
+    start: Start, tmp_path: Path
+) -> None:
+    watcher, appender = tmp_path / "logs.db", start("append")
+    appender.type("one")
+    appender.process.stdin.write("tw") if appender.process.stdin else None
+    while not any(b"one" in log.read_bytes() for log in watcher.glob("*.log")):
+        assert appender.process.poll() is None
+    assert appender.end(signal.SIGINT)[0] == 130
+    assert entries(tmp_path / "logs.db") == ["one"]
+
+
+def test_a_bad_connection_is_one_line_and_the_others_go_on(start: Start) -> None:
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    port = alice.port()
+    with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: none at all\r\n" * 4)
+        assert stranger.recv(4096)  # the handshake comes at once
+        assert "127.0.0.1" in alice.stderr_line()
+    bob = start("--db", "b.db", "replicate", f"127.0.0.1:{port}")
+    bob.type("still there?")
+    assert "still there?" in alice.stdout_line()
+    assert alice.end()[2].count("\n") <= 1  # bob leaves
+
+
+def test_with_certificates_strangers_are_kept_out(run: Run, start: Start, tmp_path: Path) -> None:
+    ours, theirs = trustme.CA(), trustme.CA()
+    for name, ca in (("us", ours), ("stranger", theirs)):
+        cert = ca.issue_cert("127.0.0.1")
+        cert.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
+        cert.cert_chain_pems[0].write_to_path(str(tmp_path / f"{name}.pem"))
+    ours.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    def tls(name: str) -> list[str]:
+        return [f"--tls-cert={name}.pem", f"--tls-key={name}.key", "--tls-ca=ca.pem"]
+
+    run("--db", "a.db", "append", "secret")
+    alice = start("--db", "a.db", "replicate", "--listen", "0", *tls("us"))
+    address = f"127.0.0.1:{alice.port()}"
+    for arguments in ([], tls("stranger")):
+        status, out, _ = run("--db", "b.db", "replicate", "--once", address, *arguments)
+        assert (status, out) == (1, "")
+    status, out, _ = run("--db", "b.db", "replicate", "--once", address, *tls("us"))
+    assert status == 0
+    assert "secret" in out
