@@ -46,10 +46,23 @@ async def replicate(
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(news.set)
 
-    stream = ReplicationStream(
-        store, mode=mode, live=live, verify=verify, max_frame=max_frame, wake=wake
-    )
-    _detect_loss(writer)
+    try:
+        stream = ReplicationStream(
+            store, mode=mode, live=live, verify=verify, max_frame=max_frame, wake=wake
+        )
+        _detect_loss(writer)
+        return await _run(stream, reader, writer, news)
+    except plyvel.Error:  # which may be an OSError, too
+        raise
+    except OSError as error:
+        raise ProtocolError(f"the connection broke: {error}") from error
+    finally:
+        await _close(writer)
+
+
+async def _run(
+    stream: ReplicationStream, reader: StreamReader, writer: StreamWriter, news: asyncio.Event
+) -> Replicated:
     receiver = asyncio.create_task(_receive(stream, reader, news))
     sender = asyncio.create_task(_send(stream, writer, news, receiver))
     try:
@@ -60,17 +73,12 @@ async def replicate(
         await asyncio.wait({receiver}, timeout=LINGER)
         if receiver.done():
             receiver.result()
-    except plyvel.Error:  # which may be an OSError, too
-        raise
-    except OSError as error:
-        raise ProtocolError(f"the connection broke: {error}") from error
+        return stream.replicated
     finally:
         receiver.cancel()
         sender.cancel()
         await asyncio.gather(receiver, sender, return_exceptions=True)
         stream.close()
-        await _close(writer)
-    return stream.replicated
 
 
 async def _receive(stream: ReplicationStream, reader: StreamReader, news: asyncio.Event) -> None:

@@ -49,7 +49,11 @@ def _encode_json(entry: Any) -> bytes:
     # them. NaN and the infinities, of which it makes null, are a ValueError: nothing gets lost.
     import json  # only here: a program without JSON entries need not load it
 
-    text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"a 'json' entry cannot be {entry!r}: {error}") from None
     if "." in text or "e" in text:
         text = _floats_as_in_javascript(text)
     return text.encode(errors="backslashreplace")
@@ -77,7 +81,14 @@ def _floats_as_in_javascript(text: str) -> str:
 def _decode_json(entry: bytes) -> Any:
     import json
 
-    return json.loads(_decode_utf8(entry))
+    try:
+        return json.loads(_decode_utf8(entry), parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError(f"too deep for JSON: {error}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 _ENCODINGS = {

@@ -98,7 +98,11 @@ class Scuttleup:
         """
         runs: list[Run] = []
         entries: list[bytes] = []  # of the last run
-        for peer, seq, entry in changes:
+        for change in changes:
+            try:
+                peer, seq, entry = change
+            except (TypeError, ValueError):
+                raise TypeError(f"a change is (peer, seq, entry), not {change!r}") from None
             if not runs or (peer, seq) != (runs[-1].peer, runs[-1].first + len(entries)):
                 entries = []
                 runs.append(Run(check_peer(peer), seq, entries))

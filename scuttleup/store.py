@@ -354,6 +354,9 @@ def _load_heads(db: Any) -> dict[str, int]:
         key = next(keys, None)
         while key is not None and key < CHANGES_END:
             peer, separator, _ = key[len(CHANGES) :].partition(SEPARATOR)
+            if not separator:
+                key = next(keys, None)  # nothing that a scuttleup wrote
+                continue
             prefix = CHANGES + peer + separator
             last, key = _leap_over_log(keys, prefix, key)
             try:
@@ -402,7 +405,7 @@ def _leap_over_log(keys: Any, prefix: bytes, key: bytes) -> tuple[bytes, bytes |
         if not key.startswith(prefix):
             return last, key
         last = key
-    keys.seek(prefix + SEPARATOR)
+    keys.seek(prefix + b"\xff")  # no UTF-8 holds that byte
     try:
         last = keys.prev()
     except StopIteration:
