@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import random
 import resource
 import shutil
@@ -22,11 +21,11 @@ import pytest
 
 import scuttleup.read_stream
 import scuttleup.store
-from scuttleup import Change, EntryNotFound, Scuttleup
+from scuttleup import Change, Scuttleup
 
 # --- Killed ---------------------------------------------------------------------------------------
 
-KILLS = 40
+KILLS = 36
 
 
 def kill_a_writer(path: Path, run: int, threads: int, lines: int) -> list[tuple[int, int, str]]:
@@ -201,13 +200,14 @@ def write(request: pytest.FixtureRequest) -> Callable[[Scuttleup], object]:
 
 
 def drain(logs: Scuttleup, stream: Iterator[Change]) -> list[Change]:
-    """What a live stream has up to a new last entry, which is appended for that."""
-    end = logs.append("end")
+    """What a live stream has up to a new last entry of each log, written for that."""
+    ends = {logs.append("end")}
+    ends |= {Change(peer, seq + 1, "end") for peer, seq in logs.head.items() if peer != logs.id}
+    logs.write(ends)
     seen = []
-    for change in stream:
-        seen.append(change)
-        if change == end:
-            break
+    while ends:
+        seen.append(next(stream))
+        ends.discard(seen[-1])
     return seen
 
 
@@ -297,6 +297,7 @@ def test_ctrl_c_again_while_the_log_recovers_from_one_gives_no_number_twice(
         faulty.before = faulty.after = None
         recovering = interrupted(lambda: logs.append("again"), moment, scuttleup.store)
         moment += 1
+        assert moment < 500, "the way to recover is longer each time"
         acknowledged += [logs.append(f"{moment}"), logs.append(f"and {moment}")]
     assert moment > 20
 
@@ -306,20 +307,25 @@ def test_ctrl_c_again_while_the_log_recovers_from_one_gives_no_number_twice(
     assert logs.head == {"us": len(stored)}
 
 
-def test_ctrl_c_while_a_stream_is_woken_does_not_block_the_next_append(logs: Scuttleup) -> None:
+def test_ctrl_c_while_a_stream_is_woken_does_not_block_the_next_append(db: Any) -> None:
     """A lock taken by Python code, as those in `threading.Event` are, can stay taken for ever."""
+    logs = Scuttleup(db, id="us", value_encoding="utf-8")
     stream = logs.create_read_stream(tail=True)
-    moment = 0
-    while interrupted(lambda: logs.append("x"), moment, scuttleup.read_stream, threading):
-        moment += 1
-        # In a thread that may be left behind: a join has a time limit, an append has not.
-        next_append = threading.Thread(target=logs.append, args=("next",), daemon=True)
-        next_append.start()
-        next_append.join(30)
-        assert not next_append.is_alive(), f"the log is stuck after Ctrl-C at moment {moment}"
-        while next(stream).entry != "next":
-            pass
-    assert moment > 1
+    moments: list[int] = []
+
+    def append_and_read() -> None:
+        modules = scuttleup.read_stream, threading
+        while interrupted(lambda: logs.append("x"), len(moments), *modules):
+            moments.append(logs.append("next").seq)
+            while next(stream).entry != "next":
+                pass
+
+    # In a thread that may be left behind: a join has a time limit, an append has not.
+    thread = threading.Thread(target=append_and_read, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), f"stuck after Ctrl-C at moment {len(moments)}"
+    assert len(moments) > 1
 
 
 def interrupted(call: Callable[[], object], moment: int, *modules: ModuleType) -> bool:
@@ -526,7 +532,7 @@ def write_many_tables(path: Path) -> list[Change]:
     noise = random.Random(1)
     changes: list[Change] = []
     plyvel.DB(str(path), create_if_missing=True).close()
-    for session in range(4):
+    for session in range(3):  # LevelDB itself would begin to merge four tables
         db, logs = reopened(path)
         logs = Scuttleup(db, id="us", value_encoding="utf-8")
         for peer in ("them", "us", "zed"):
@@ -552,7 +558,7 @@ def test_a_flipped_bit_in_a_journal_is_an_error_or_cuts_off_its_end(tmp_path: Pa
     assert headers[-1] > BLOCK
 
     choose = random.Random(3)
-    flips = [(choose.randrange(len(journal)), 1 << choose.randrange(8)) for _ in range(150)]
+    flips = [(choose.randrange(len(journal)), 1 << choose.randrange(8)) for _ in range(100)]
     flips += [(header + 4, choose.randrange(1, 256)) for header in headers]
     flips += [(header + 5, 1 << choose.randrange(8)) for header in headers]
     hidden = 0
@@ -581,17 +587,17 @@ def test_a_flipped_bit_in_a_table_is_an_error_or_harmless(tmp_path: Path) -> Non
 def test_a_flipped_bit_in_any_of_many_tables_is_an_error_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "logs.db"
     changes = write_many_tables(path)
-    tables = list(path.glob("*.ldb"))
-    assert len(tables) > 2
+    tables = sorted(path.glob("*.ldb"))
+    assert len(tables) == 3
     choose = random.Random(6)
     errors = 0
-    for _ in range(200):
+    for _ in range(150):
         table = choose.choice(tables)
         flip = (choose.randrange(table.stat().st_size), choose.randrange(1, 256))
         found = read_with_flip(path, table.name, flip)
         assert isinstance(found, Exception) or found == changes, (table, flip)
         errors += isinstance(found, Exception)
-    assert errors > 150
+    assert errors > 100
 
 
 def test_a_flipped_bit_in_current_is_an_error(tmp_path: Path) -> None:

@@ -88,10 +88,6 @@ class Original:
         return json.loads(answer)
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def runs(self) -> bool:
         return self._process.poll() is None
 
@@ -136,6 +132,10 @@ class Original:
     def append_every(self, milliseconds: int, entry: Any) -> None:
         """Begin to append `entry` again and again, for as long as the database is open."""
         self.call("appendEvery", milliseconds, entry)
+
+    def stall(self, milliseconds: int, entry: Any) -> None:
+        """When the next entry is stored, do nothing at all for so long, then append `entry`."""
+        self.call("stall", milliseconds, entry)
 
     def listen(self, mode: str = "sync", *, live: bool = True) -> int:
         """Replicate with whoever connects to the port that this returns."""

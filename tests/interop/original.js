@@ -11,6 +11,7 @@ const scuttleup = require('scuttleup')
 
 let db, logs, server
 let connections = []
+let timers = []
 
 function call (method, ...args) {
   return new Promise((resolve, reject) => {
@@ -27,6 +28,12 @@ function replicate (socket, opts) {
   socket.pipe(logs.createReplicationStream(opts)).pipe(socket)
 }
 
+// Until what came in is in LevelDB. The original takes a write to a closed one for a reason to die.
+async function stored () {
+  do await new Promise(setImmediate)
+  while (logs._writing || logs._batch.length)
+}
+
 const methods = {
   open: async (path, opts) => {
     db = level(path)
@@ -35,11 +42,14 @@ const methods = {
     await once(logs, 'ready')
   },
   close: async () => {
+    timers.forEach(clearInterval)
     if (server) server.close()
     for (const { socket } of connections) socket.destroy()
+    if (logs) await stored()
     if (db) await db.close()
     db = logs = server = null
     connections = []
+    timers = []
   },
 
   id: async () => logs.id,
@@ -67,9 +77,13 @@ const methods = {
     while (Object.entries(head).some(lacks)) await once(logs, 'flush')
   },
   // Goes on for ever, an entry every so many milliseconds.
-  appendEvery: async (ms, entry) => {
-    const log = logs
-    const timer = setInterval(() => logs === log ? log.append(entry) : clearInterval(timer), ms)
+  appendEvery: async (ms, entry) => { timers.push(setInterval(() => logs.append(entry), ms)) },
+  // When the next entry is stored, does nothing for so many milliseconds, then appends `entry`.
+  stall: async (ms, entry) => {
+    logs.once('append', () => {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
+      logs.append(entry)
+    })
   },
 
   listen: async (opts) => {

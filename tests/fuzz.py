@@ -1,0 +1,264 @@
+"""What a hostile remote may send, as much as fits into some seconds, and a look for harm.
+
+    python tests/fuzz.py [seconds]
+
+With atheris (`pip install atheris`) what reaches new code is kept and mutated further. Without it
+valid traffic is mutated: bits, numbers, splices, lengths. An input that does harm is printed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import plyvel
+
+try:
+    atheris: Any = importlib.import_module("atheris")
+except ImportError:
+    atheris = None
+
+with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullcontext():
+    from scuttleup import Change, ProtocolError, Scuttleup
+    from scuttleup.messages import Decoder, encode_changes, encode_handshake
+
+MAX = 2**32 - 1
+LIMIT = 500  # of a frame: within the reach of a mutation
+MODES = ["sync", "push", "pull"]
+# What the peer has that hears all this.
+HAS = [
+    *[Change("us", seq, b"ours %d" % seq) for seq in (1, 2, 3)],
+    *[Change("far", seq, b"theirs %d" % seq) for seq in (1, 2, 5)],
+]
+INTERESTING = [0, 1, 4, 5, 127, 128, LIMIT, 2**31, MAX, MAX + 1, 2**63, 2**64 - 1]
+IDS = [b"us", b"far", b"new", b"", b"\xff", "\xff".encode(), "\u0100".encode(), b"us\0"]
+STREAMS_BEFORE_A_NEW_DATABASE = 5_000
+
+
+class Target:
+    """Peers that hear an input; each has a part of one LevelDB, which is renewed in time."""
+
+    def __init__(self) -> None:
+        self.inputs = self.errors = 0
+        self._streams = STREAMS_BEFORE_A_NEW_DATABASE
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._db: Any = None
+
+    def try_input(self, data: bytes) -> None:
+        """Raise AssertionError, or what the package raised, if `data` does harm."""
+        self.inputs += 1
+        options, cutting, wire = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
+        try:
+            heard = self._hear(options[0], pieces(wire, cutting[0]))
+            at_once = self._hear(options[0], [wire])
+            assert heard == at_once, f"cut: {heard[1]}; at once: {at_once[1]}"
+        except BaseException:
+            print(f"\nfound by: {data.hex()}", file=sys.stderr, flush=True)
+            raise
+
+    def _hear(self, options: int, wire: Iterable[bytes]) -> tuple[dict[bytes, bytes], str | None]:
+        """What is in the database after that, and the error, if any."""
+        db = self._empty_db()
+        verify = (lambda change: len(change.entry) != 7) if options & 16 else None
+        logs = Scuttleup(db, id="us", verify=verify)
+        logs.write(HAS)
+        before = dict(db.iterator())
+        stream = logs.create_replication_stream(
+            mode=MODES[options % 4 % 3], live=bool(options & 8), max_frame=LIMIT
+        )
+        error = None
+        try:
+            for piece in wire:
+                if piece:
+                    stream.receive_data(piece)
+                    while stream.data_to_send():
+                        pass
+            if options & 32:
+                stream.receive_data(b"")
+        except ProtocolError as caught:
+            self.errors += 1
+            error = str(caught)
+            assert error, "an error that does not say what was wrong"
+        while stream.data_to_send():
+            pass
+        assert stream.finished in (True, False)
+        stream.close()
+
+        after = dict(db.iterator())
+        assert before.items() <= after.items(), "an entry was changed"
+        reopened = Scuttleup(db)
+        assert reopened.id == "us"
+        assert reopened.head == logs.head, "heads are not those of the database"
+        changes = list(reopened.create_read_stream())
+        ours = [change.seq for change in changes if change.peer == "us"]
+        assert ours == list(range(1, len(ours) + 1)), "our own log has a gap"
+        assert stream.replicated.received == len(changes) - len(HAS)
+        if verify:
+            assert all(map(verify, changes[len(HAS) :])) or changes[: len(HAS)] != HAS
+        assert logs.append(b"next").seq == len(ours) + 1
+        return after, error
+
+    def _empty_db(self) -> Any:
+        self._streams += 1
+        if self._streams > STREAMS_BEFORE_A_NEW_DATABASE:
+            self.close()
+            self._folder = tempfile.TemporaryDirectory()
+            self._db = plyvel.DB(self._folder.name, create_if_missing=True)
+            self._streams = 0
+        return self._db.prefixed_db(b"%d/" % self._streams)
+
+    def close(self) -> None:
+        if self._folder:
+            self._db.close()
+            self._folder.cleanup()
+
+
+def pieces(wire: bytes, size: int) -> list[bytes]:
+    size = size % 64 or len(wire) or 1
+    return [wire[at : at + size] for at in range(0, len(wire), size)]
+
+
+def seeds() -> list[bytes]:
+    """Valid traffic, for each of our modes."""
+    heads = [{}, {"far": 5}, {"far": 7, "us": 5, "new": 2}]
+    tail = encode_changes("us", 4, [b"restored", b"too"])
+    more = encode_changes("far", 6, [b"a", b"b" * 200]) + encode_changes("new", 1, [b"", b"c"])
+    return [
+        bytes([options, cutting]) + encode_handshake("far", head, mode) + changes
+        for options, cutting in ((0, 0), (9, 1), (2, 7), (24, 0), (56, 3), (32, 0))
+        for mode in MODES
+        for head in heads
+        for changes in (b"", tail + more, more + b"\0" + more)
+    ]
+
+
+# --- Mutations ------------------------------------------------------------------------------------
+
+
+def varint(value: int) -> bytes:
+    groups = [value & 0x7F]
+    while value := value >> 7:
+        groups.append(value & 0x7F)
+    return bytes([group | 0x80 for group in groups[:-1]] + groups[-1:])
+
+
+def mutate(data: bytes, other: bytes, choose: random.Random) -> bytes:
+    """`data` with something else in it, or with something of `other`."""
+    if choose.random() < 0.5:
+        return mutate_bytes(data, other, choose)
+    # Within a frame, whose length is then made right again: what is wrong gets past the framing.
+    decoder = Decoder(1 << 20)
+    decoder.feed(data[2:])
+    messages = []
+    try:
+        while (message := decoder.message()) is not None:
+            messages.append(message)
+    except ValueError:
+        pass
+    if not messages:
+        return mutate_bytes(data, other, choose)
+    at = choose.randrange(len(messages))
+    kind = choose.randrange(6)
+    if kind == 0:
+        messages.insert(at, choose.choice(messages))
+    elif kind == 1:
+        messages[at] += choose.choice(messages)
+    elif kind == 2:
+        del messages[at]
+    elif kind == 3:
+        number = varint(choose.choice(INTERESTING))
+        peer = choose.choice(IDS)
+        messages[at] = b"\x0a%b%b\x10%b\x1a\x01x" % (varint(len(peer)), peer, number)
+    else:
+        messages[at] = mutate_bytes(messages[at], other, choose)
+    return data[:2] + b"".join(varint(len(message)) + message for message in messages)
+
+
+def mutate_bytes(data: bytes, other: bytes, choose: random.Random) -> bytes:
+    mutated = bytearray(data or b"\0")
+    for _ in range(choose.choice([1, 1, 1, 2, 4])):
+        at = choose.randrange(len(mutated)) if mutated else 0
+        end = at + choose.choice([0, 1, 1, 2, 5, 20])
+        kind = choose.randrange(6)
+        if kind == 0 and mutated:
+            mutated[at] ^= 1 << choose.randrange(8)
+        elif kind == 1 and mutated:
+            mutated[at] = choose.randrange(256)
+        elif kind == 2:
+            mutated[at:end] = varint(choose.choice(INTERESTING))
+        elif kind == 3:
+            start = choose.randrange(len(other) + 1)
+            mutated[at:end] = other[start : start + choose.randrange(40)]
+        elif kind == 4:
+            mutated[at:end] = choose.choice(IDS)
+        else:
+            del mutated[at:end]
+    return bytes(mutated)
+
+
+# --- The two drivers ------------------------------------------------------------------------------
+
+
+def fuzz_with_atheris(target: Target, seconds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder)
+        for number, seed in enumerate(seeds()):
+            corpus.joinpath(str(number)).write_bytes(seed)
+        known = seeds()
+
+        def mutate_seeded(data: bytes, max_size: int, seed: int) -> bytes:
+            choose = random.Random(seed)
+            if choose.random() < 0.3:
+                return bytes(atheris.Mutate(data, max_size))
+            return mutate(data, choose.choice(known), choose)[:max_size]
+
+        atheris.Setup(
+            [
+                sys.argv[0],
+                str(corpus),
+                f"-max_total_time={seconds}",
+                "-max_len=2000",
+                f"-artifact_prefix={folder}/",
+                "-print_final_stats=1",
+            ],
+            target.try_input,
+            custom_mutator=mutate_seeded,
+        )
+        atheris.Fuzz()
+
+
+def fuzz_by_mutation(target: Target, seconds: int, seed: int) -> None:
+    choose = random.Random(seed)
+    known = seeds()
+    for data in known:
+        target.try_input(data)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        data = choose.choice(known)
+        for _ in range(choose.randrange(1, 4)):
+            data = mutate(data, choose.choice(known), choose)
+        target.try_input(data)
+
+
+def main(seconds: int) -> None:
+    target = Target()
+    if atheris:
+        print(f"atheris for {seconds} seconds")
+        fuzz_with_atheris(target, seconds)  # ends the process
+    else:
+        seed = random.randrange(2**32)
+        print(f"mutations of valid traffic for {seconds} seconds, seed {seed}")
+        fuzz_by_mutation(target, seconds, seed)
+    print(f"{target.inputs} inputs, {target.errors} of the runs ended in a ProtocolError")
+    target.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60)

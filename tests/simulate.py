@@ -1,0 +1,191 @@
+"""How the protocol does among many peers: `python tests/simulate.py [--svg FILE]`.
+
+Up to a thousand peers, each with an entry of its own, replicate over links that are late (one to
+three rounds) and get cut: what is under way is then lost, and some rounds later the two begin
+anew. A round is what a message takes at least. Everything is drawn from a seed, so a run can be
+had again. The peers are the real thing without I/O, in one LevelDB with a prefix each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import NamedTuple
+
+import plyvel
+
+from scuttleup import ReplicationStream, Scuttleup
+
+
+class Result(NamedTuple):
+    rounds: int  # until all peers had all entries
+    bytes: int  # sent by all, handshakes and all
+    sent: int  # changes
+    repeated: int  # of these, changes that the receiver had
+
+
+class End:
+    """One peer's end of a link that is up."""
+
+    def __init__(self, logs: Scuttleup) -> None:
+        self.stream: ReplicationStream = logs.create_replication_stream()
+        self.arriving: deque[tuple[int, bytes]] = deque()  # (round, data), in order
+
+
+class Link:
+    def __init__(self, one: Scuttleup, other: Scuttleup, rng: random.Random) -> None:
+        self.logs = one, other
+        self.rng = rng
+        self.ends: list[End] = []
+        self.up_at = 0  # the round in which it comes back, when it is down
+        self.bytes = self.sent = self.received = 0
+
+    def step(self, now: int, cut: float) -> None:
+        if not self.ends:
+            if now < self.up_at:
+                return
+            self.ends = [End(logs) for logs in self.logs]
+        elif self.rng.random() < cut:
+            self.close()
+            self.up_at = now + self.rng.randint(1, 10)
+            return
+        for end in self.ends:
+            while end.arriving and end.arriving[0][0] <= now:
+                end.stream.receive_data(end.arriving.popleft()[1])
+        for sender, receiver in (self.ends, reversed(self.ends)):
+            while data := sender.stream.data_to_send():
+                at = now + self.rng.randint(1, 3)
+                if receiver.arriving:
+                    at = max(at, receiver.arriving[-1][0])
+                receiver.arriving.append((at, data))
+                self.bytes += len(data)
+
+    def close(self) -> None:
+        for end in self.ends:
+            self.sent += end.stream.replicated.sent
+            self.received += end.stream.replicated.received
+            # What is under way is lost, but it was sent to one who has it or lacks it still.
+            end.stream.close()
+        self.ends = []
+
+
+def ring(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
+    return ((n, (n + 1) % peers) for n in range(peers))
+
+
+def star(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
+    return ((0, n) for n in range(1, peers))
+
+
+def random_graph(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
+    """Everybody asks two of those who came before: four links a peer, and no island."""
+    return {(n, other) for n in range(1, peers) for other in rng.choices(range(n), k=2)}
+
+
+TOPOLOGIES: dict[str, Callable[[int, random.Random], Iterable[tuple[int, int]]]] = {
+    "ring": ring,
+    "random": random_graph,
+    "star": star,
+}
+
+
+def simulate(
+    topology: str, peers: int, *, logs_each: int = 1, cut: float = 0.02, seed: int = 1
+) -> Result:
+    """Run until all agree; `logs_each` logs of one entry begin at every peer."""
+    rng = random.Random(f"{topology} {peers} {logs_each} {cut} {seed}")
+    with tempfile.TemporaryDirectory() as folder:
+        db = plyvel.DB(folder, create_if_missing=True)
+        everyone = []
+        for n in range(peers):
+            logs = Scuttleup(db.prefixed_db(b"%06d/" % n), id=f"peer-{n:020}")
+            logs.append(b"x" * 100)
+            logs.write((f"peer-{n:020}-{k}", 1, b"x" * 100) for k in range(1, logs_each))
+            everyone.append(logs)
+        goal = {peer: seq for logs in everyone for peer, seq in logs.head.items()}
+        pairs = sorted(TOPOLOGIES[topology](peers, rng))
+        links = [Link(everyone[one], everyone[other], rng) for one, other in pairs]
+        behind = everyone
+        for now in count(1):
+            for link in links:
+                link.step(now, cut)
+            behind = [logs for logs in behind if logs.head != goal]
+            if not behind:
+                break
+        for link in links:
+            link.close()
+        db.close()
+    received = sum(link.received for link in links)
+    sent = sum(link.sent for link in links)
+    assert received == len(goal) * (peers - 1)
+    return Result(now, sum(link.bytes for link in links), sent, sent - received)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--svg", metavar="FILE", help="draw the bytes a peer into FILE")
+    args = parser.parse_args()
+    print("| links | peers | logs | rounds | MB | bytes/peer/entry | sent to one who has it |")
+    print("|---|---|---|---|---|---|---|")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for topology, sizes in (
+        ("ring", (10, 30, 100, 200)),
+        ("random", (10, 30, 100, 300, 1000)),
+        ("star", (10, 30, 100, 300, 1000)),
+    ):
+        for peers in sizes:
+            curves.setdefault(topology, []).append((peers, _row(topology, peers, 1)))
+    for logs_each in (10, 100):
+        _row("random", 30, logs_each)
+    if args.svg:
+        with open(args.svg, "w", encoding="utf-8") as file:
+            file.write(_svg(curves))
+
+
+def _row(topology: str, peers: int, logs_each: int) -> float:
+    result = simulate(topology, peers, logs_each=logs_each)
+    entries = peers * logs_each
+    each = result.bytes / (peers * entries)
+    print(
+        f"| {topology} | {peers} | {entries} | {result.rounds} | {result.bytes / 1e6:.1f} "
+        f"| {each:.0f} | {result.repeated / result.sent:.0%} |",
+        flush=True,
+    )
+    return each
+
+
+def _svg(curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Bytes a peer and entry over the number of peers, both axes logarithmic."""
+    from math import log10
+
+    def at(peers: float, each: float) -> tuple[float, float]:
+        return 60 + (log10(peers) - 1) * 200, 260 - (log10(each) - 2) * 100
+
+    lines = []
+    for each in (100, 200, 500, 1000, 2000, 5000, 10000):
+        x, y = at(10, each)
+        lines.append(f'<path d="M{x} {y:.0f}h400" stroke="#ddd"/>')
+        lines.append(f'<text x="{x - 6}" y="{y + 4:.0f}" text-anchor="end">{each}</text>')
+    for peers in (10, 30, 100, 300, 1000):
+        x, y = at(peers, 100)
+        lines.append(f'<text x="{x:.0f}" y="{y + 18}" text-anchor="middle">{peers}</text>')
+    for (topology, points), colour in zip(curves.items(), ("#c33", "#36c", "#393"), strict=True):
+        path = " ".join(f"{x:.0f},{y:.0f}" for x, y in (at(*point) for point in points))
+        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        x, y = at(*points[-1])
+        lines.append(f'<text x="{x + 6:.0f}" y="{y + 4:.0f}" fill="{colour}">{topology}</text>')
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="540" height="310" font-family="sans-serif"'
+        ' font-size="12"><rect width="540" height="310" fill="#fff"/>'
+        '<text x="60" y="20">bytes for each peer and entry</text>'
+        '<text x="260" y="302" text-anchor="middle">peers, with one log each</text>'
+        f"{''.join(lines)}</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,617 @@
+"""The wire's frames, against Google's protobuf and what the original wrote."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scuttleup.changes import expand
+from scuttleup.messages import (
+    Decoder,
+    Handshake,
+    decode_handshake,
+    encode_changes,
+    encode_handshake,
+)
+
+MAX = 2**32 - 1
+LIMIT = 16 * 1024 * 1024
+MODES = ["sync", "push", "pull"]
+
+AChange = tuple[str, int, bytes]
+
+unhurried = settings(deadline=None)
+
+# --- The oracle -----------------------------------------------------------------------------------
+
+
+def google_classes() -> dict[str, Any]:
+    """The message classes that protoc would make of the original's schema.proto."""
+    field = descriptor_pb2.FieldDescriptorProto
+    required, repeated = field.LABEL_REQUIRED, field.LABEL_REPEATED
+    file = descriptor_pb2.FileDescriptorProto(name="schema.proto", syntax="proto2")
+    modes = file.enum_type.add(name="Mode")
+    for number, mode in enumerate(MODES, 1):
+        modes.value.add(name=mode.upper(), number=number)
+
+    digest = file.message_type.add(name="Digest").field
+    digest.add(name="peer", number=1, label=required, type=field.TYPE_STRING)
+    digest.add(name="seq", number=2, label=required, type=field.TYPE_UINT32)
+
+    handshake = file.message_type.add(name="Handshake").field
+    handshake.add(name="id", number=1, label=required, type=field.TYPE_STRING)
+    handshake.add(
+        name="head", number=2, label=repeated, type=field.TYPE_MESSAGE, type_name=".Digest"
+    )
+    handshake.add(
+        name="mode",
+        number=3,
+        label=field.LABEL_OPTIONAL,
+        type=field.TYPE_ENUM,
+        type_name=".Mode",
+        default_value="SYNC",
+    )
+
+    change = file.message_type.add(name="Change").field
+    change.add(name="peer", number=1, label=required, type=field.TYPE_STRING)
+    change.add(name="seq", number=2, label=required, type=field.TYPE_UINT32)
+    change.add(name="entry", number=3, label=required, type=field.TYPE_BYTES)
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    names = ["Digest", "Handshake", "Change"]
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in names
+    }
+
+
+Google = google_classes()
+
+
+def google_handshake(id: str, head: dict[str, int], mode: str | None) -> Any:
+    digests = [Google["Digest"](peer=peer, seq=seq) for peer, seq in head.items()]
+    number = None if mode is None else MODES.index(mode) + 1
+    return Google["Handshake"](id=id, head=digests, mode=number)
+
+
+def google_change(peer: str, seq: int, entry: bytes) -> Any:
+    return Google["Change"](peer=peer, seq=seq, entry=entry)
+
+
+def google_reads(name: str, message: bytes) -> Any:
+    """What protobuf makes of `message`, None if it is in error."""
+    try:
+        read = Google[name].FromString(message)
+    except DecodeError:
+        return None
+    if not read.IsInitialized():
+        return None
+    if name == "Change":
+        return read.peer, read.seq, read.entry
+    head = {digest.peer: digest.seq for digest in read.head}
+    return Handshake(read.id, head, MODES[read.mode - 1])
+
+
+# --- Ours -----------------------------------------------------------------------------------------
+
+
+def frame(message: bytes) -> bytes:
+    return varint(len(message)) + message
+
+
+def varint(value: int, width: int = 1) -> bytes:
+    """`value` in at least `width` bytes: more than it takes is allowed, and read alike."""
+    groups = [value & 0x7F]
+    while value := value >> 7:
+        groups.append(value & 0x7F)
+    groups += [0] * (width - len(groups))
+    return bytes([group | 0x80 for group in groups[:-1]] + groups[-1:])
+
+
+def decoded(decoder: Decoder, *pieces: bytes) -> Iterator[AChange]:
+    for piece in pieces:
+        decoder.feed(piece)
+        for run in decoder.changes():
+            yield from ((c.peer, c.seq, c.entry) for c in expand(*run))
+
+
+def decode_changes(*pieces: bytes) -> list[AChange]:
+    decoder = Decoder(LIMIT)
+    changes = list(decoded(decoder, *pieces))
+    assert decoder.empty
+    return changes
+
+
+def we_read(name: str, message: bytes) -> Any:
+    """What we make of `message`, or the ValueError that we raise."""
+    try:
+        if name == "Handshake":
+            return decode_handshake(message)
+        (change,) = decode_changes(frame(message))
+        return change
+    except ValueError as error:
+        return error
+
+
+def is_stricter_than_google(error: object) -> bool:
+    """Whether it is an error that protobuf does not know, one of those we want."""
+    return isinstance(error, UnicodeDecodeError) or (
+        isinstance(error, ValueError)
+        and (f"{MAX} is the most" in str(error) or "a change where the handshake" in str(error))
+    )
+
+
+def assert_read_alike(name: str, message: bytes) -> None:
+    ours, theirs = we_read(name, message), google_reads(name, message)
+    if not is_stricter_than_google(ours):
+        assert (None if isinstance(ours, ValueError) else ours) == theirs, ours
+
+
+# --- What is generated ----------------------------------------------------------------------------
+
+texts = st.text(max_size=8) | st.sampled_from(["x" * 127, "x" * 128, "ü" * 300])
+entries = st.binary(max_size=12) | st.sampled_from(
+    [bytes(size) for size in (115, 127, 128, 300, 16383, 16384)]
+)
+# Around every change of a varint's width.
+edges = [1, *chain.from_iterable((2**bits - 1, 2**bits) for bits in (7, 14, 21, 28)), MAX - 1, MAX]
+seqs = st.integers(0, MAX) | st.sampled_from(edges)
+heads = st.dictionaries(texts, seqs, max_size=4)
+# A tag or a length is one of 32 bits: five bytes at most.
+widths = st.just(1) | st.integers(1, 5)
+unknown_numbers = st.integers(4, 2**29 - 1) | st.sampled_from([4, 15, 16, 19000, 2**29 - 1])
+
+
+@st.composite
+def fields(draw: st.DrawFn, number: int, wire_type: int, payload: bytes | int) -> bytes:
+    """One field as any encoder may write it, with varints longer than they need be."""
+    tag = varint(number << 3 | wire_type, draw(widths))
+    if isinstance(payload, int):
+        return tag + varint(payload, draw(st.just(1) | st.integers(1, 10)))
+    if wire_type == 2:
+        return tag + varint(len(payload), draw(widths)) + payload
+    return tag + payload
+
+
+@st.composite
+def strange_fields(
+    draw: st.DrawFn, numbers: st.SearchStrategy[int] = unknown_numbers, depth: int = 3
+) -> bytes:
+    """A field that is to be skipped."""
+    number = draw(numbers)
+    wire_type = draw(st.sampled_from([0, 1, 2, 3, 5] if depth else [0, 1, 2, 5]))
+    if wire_type == 0:
+        return draw(fields(number, 0, draw(st.integers(0, 2**64 - 1))))
+    if wire_type == 2:
+        return draw(fields(number, 2, draw(st.binary(max_size=8))))
+    if wire_type == 3:
+        # Inside a group nothing is known: not the numbers of the message around it either.
+        inner = strange_fields(st.integers(1, 3) | unknown_numbers, depth - 1)
+        inside = b"".join(draw(st.lists(inner, max_size=3)))
+        return draw(fields(number, 3, inside)) + draw(fields(number, 4, b""))
+    size = 8 if wire_type == 1 else 4
+    return draw(fields(number, wire_type, draw(st.binary(min_size=size, max_size=size))))
+
+
+@st.composite
+def known_fields(draw: st.DrawFn, name: str, number: int) -> bytes:
+    """A field of the schema with a value of its own type."""
+    if name == "Handshake" and number == 2:
+        return draw(fields(2, 2, draw(messages("Digest"))))
+    if name == "Handshake" and number == 3:
+        # An unknown mode is an unknown field. A negative one takes ten bytes.
+        mode = draw(st.integers(0, 4) | st.sampled_from([2**31 - 1, 2**64 - 1]))
+        return draw(fields(3, 0, mode))
+    if number == 2:
+        return draw(fields(2, 0, draw(seqs)))
+    if number == 3:
+        return draw(fields(3, 2, draw(entries)))
+    return draw(fields(1, 2, draw(texts).encode()))
+
+
+@st.composite
+def messages(draw: st.DrawFn, name: str) -> bytes:
+    """A message as a perverse encoder writes it: perhaps with too little, always well-formed."""
+    numbers = draw(st.lists(st.integers(1, 3), max_size=3))
+    if draw(st.integers(0, 9)):  # mostly with all that is required
+        numbers += {"Digest": [1, 2], "Handshake": [1], "Change": [1, 2, 3]}[name]
+    if name == "Digest":
+        numbers = [number for number in numbers if number < 3]
+    parts = [draw(known_fields(name, number)) for number in numbers]
+    parts += draw(st.lists(strange_fields(), max_size=2))
+    if draw(st.booleans()):
+        # A known number with a wire type that it has not.
+        wrong = {"Digest": (1, 0), "Handshake": (2, 5), "Change": (3, 1)}[name]
+        size = {0: 1, 5: 4, 1: 8}[wrong[1]]
+        parts.append(varint(wrong[0] << 3 | wrong[1]) + bytes(size))
+        parts.append(draw(strange_fields(st.just(2), 1).filter(lambda field: field[0] & 7 == 3)))
+    return b"".join(draw(st.permutations(parts)))
+
+
+# --- Our frames -----------------------------------------------------------------------------------
+
+
+@unhurried
+@given(texts, heads, st.sampled_from(MODES))
+def test_our_handshake_is_the_one_that_protobuf_writes(
+    id: str, head: dict[str, int], mode: str
+) -> None:
+    theirs = io.BytesIO()
+    serialize_length_prefixed(google_handshake(id, head, mode), theirs)
+    assert encode_handshake(id, head, mode) == theirs.getvalue()
+
+
+@unhurried
+@given(texts, seqs, st.lists(entries, max_size=5), st.sampled_from([0, 1, 130]))
+def test_our_changes_are_those_that_protobuf_writes(
+    peer: str, first: int, some: list[bytes], more: int
+) -> None:
+    some = (some + [b"more"] * more)[: MAX + 1 - first]
+    theirs = io.BytesIO()
+    for seq, entry in enumerate(some, first):
+        serialize_length_prefixed(google_change(peer, seq, entry), theirs)
+    assert encode_changes(peer, first, some) == theirs.getvalue()
+
+
+@unhurried
+@given(texts, seqs, st.lists(entries, max_size=5))
+def test_protobuf_reads_our_changes(peer: str, first: int, some: list[bytes]) -> None:
+    some = some[: MAX + 1 - first]
+    ours = io.BytesIO(encode_changes(peer, first, some))
+    for seq, entry in enumerate(some, first):
+        read = parse_length_prefixed(Google["Change"], ours)
+        assert read == google_change(peer, seq, entry)
+    assert ours.read() == b""
+
+
+@unhurried
+@given(texts, heads, st.sampled_from(MODES))
+def test_protobuf_reads_our_handshake(id: str, head: dict[str, int], mode: str) -> None:
+    ours = io.BytesIO(encode_handshake(id, head, mode))
+    read = parse_length_prefixed(Google["Handshake"], ours)
+    assert read == google_handshake(id, head, mode)
+    assert ours.read() == b""
+
+
+# --- Their frames ---------------------------------------------------------------------------------
+
+
+@unhurried
+@given(texts, heads, st.sampled_from([None, *MODES]))
+def test_a_handshake_of_protobuf_is_read(id: str, head: dict[str, int], mode: str | None) -> None:
+    message = google_handshake(id, head, mode).SerializeToString()
+    assert decode_handshake(message) == Handshake(id, head, mode or "sync")
+
+
+@unhurried
+@given(st.lists(st.tuples(texts, seqs, entries), max_size=8))
+def test_changes_of_protobuf_are_read(changes: list[AChange]) -> None:
+    frames = [frame(google_change(*change).SerializeToString()) for change in changes]
+    assert decode_changes(b"".join(frames)) == changes
+
+
+@pytest.mark.parametrize("name", ["Handshake", "Change"])
+@settings(unhurried, max_examples=60)
+@given(data=st.data())
+def test_any_order_repetition_and_unknown_fields_are_read_as_protobuf_does(
+    name: str, data: st.DataObject
+) -> None:
+    assert_read_alike(name, data.draw(messages(name)))
+
+
+@pytest.mark.parametrize("name", ["Handshake", "Change"])
+@settings(unhurried, max_examples=25)
+@given(data=st.data())
+def test_a_message_cut_at_any_byte_is_read_as_protobuf_does(name: str, data: st.DataObject) -> None:
+    message = data.draw(messages(name).filter(lambda message: len(message) < 1000))
+    for end in range(1, len(message)):
+        assert_read_alike(name, message[:end])
+
+
+@settings(unhurried, max_examples=60)
+@given(messages("Change"), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4))
+def test_a_change_with_bytes_altered_is_read_as_protobuf_does(
+    message: bytes, alterations: list[tuple[int, int]]
+) -> None:
+    altered = bytearray(message or b"\0")
+    for at, byte in alterations:
+        altered[at % len(altered)] = byte
+    # Protobuf does not look at the numbers inside a group that it skips.
+    if "number 0" not in str(we_read("Change", bytes(altered))):
+        assert_read_alike("Change", bytes(altered))
+
+
+@unhurried
+@given(st.binary(min_size=1, max_size=12))
+def test_random_bytes_are_read_as_protobuf_does(message: bytes) -> None:
+    assert_read_alike("Change", message)
+
+
+GOOD = bytes.fromhex("0a0166 1001 1a0165")  # Change("f", 1, b"e")
+GOOD_FRAME = frame(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("the last of a kind", GOOD + bytes.fromhex("1002 0a0167 1a00")),
+        ("a varint of ten bytes", bytes.fromhex("0a0166 1081808080808080808000 1a0165")),
+        ("a varint of eleven bytes", bytes.fromhex("0a0166 108180808080808080808000 1a0165")),
+        ("a tag of five bytes", bytes.fromhex("8a808080000166 1001 1a0165")),
+        ("a tag of six bytes", bytes.fromhex("8a80808080000166 1001 1a0165")),
+        ("a length of five bytes", bytes.fromhex("0a818080800066 1001 1a0165")),
+        ("a length of six bytes", bytes.fromhex("0a81808080800066 1001 1a0165")),
+        ("a length behind the end", GOOD + bytes.fromhex("2205")),
+        ("a length of 2**31", GOOD + bytes.fromhex("228080808008")),
+        ("a length of 2**64 - 1", GOOD + bytes.fromhex("22ffffffffffffffffff01")),
+        ("the field number 0", GOOD + bytes.fromhex("0000")),
+        ("the greatest field number", GOOD + varint((2**29 - 1) << 3) + b"\0"),
+        ("a field number too great", GOOD + varint(2**29 << 3) + b"\0"),
+        ("wire type 6", GOOD + bytes.fromhex("26")),
+        ("wire type 7", GOOD + bytes.fromhex("27")),
+        ("8 bytes cut off", GOOD + bytes.fromhex("2100000000000000")),
+        ("4 bytes cut off", GOOD + bytes.fromhex("25000000")),
+        ("a group", GOOD + bytes.fromhex("23 1005 24")),
+        ("a known number as a group", GOOD + bytes.fromhex("13 1005 14")),
+        ("a group within a group", GOOD + bytes.fromhex("23 2b 2c 24")),
+        ("groups that overlap", GOOD + bytes.fromhex("23 2b 24 2c")),
+        ("a group without an end", GOOD + bytes.fromhex("23")),
+        ("an end without a group", GOOD + bytes.fromhex("24")),
+        ("100 groups in each other", GOOD + b"\x23" * 100 + b"\x24" * 100),
+        ("101 groups in each other", GOOD + b"\x23" * 101 + b"\x24" * 101),
+        ("100,000 groups in each other", GOOD + b"\x23" * 100_000 + b"\x24" * 100_000),
+        ("no peer", bytes.fromhex("1001 1a0165")),
+        ("no seq", bytes.fromhex("0a0166 1a0165")),
+        ("no entry", bytes.fromhex("0a0166 1001")),
+        ("a peer of the wrong wire type", bytes.fromhex("0801 1001 1a0165")),
+        ("a seq of the wrong wire type", bytes.fromhex("0a0166 120101 1a0165")),
+        ("an entry of the wrong wire type", bytes.fromhex("0a0166 1001 1801")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_rules_of_protobuf_hold(what: str, message: bytes) -> None:
+    assert_read_alike("Change", message)
+
+
+@pytest.mark.parametrize("mode", [0, 4, 2**31 - 1, 2**64 - 1])
+def test_an_unknown_mode_leaves_the_one_before_it(mode: int) -> None:
+    before = google_handshake("f", {"g": 1}, "push").SerializeToString()
+    message = before + b"\x18" + varint(mode)
+    assert decode_handshake(message) == google_reads("Handshake", message)
+    assert decode_handshake(message).mode == "push"
+
+
+# --- Where we are stricter than protobuf ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("seq", [MAX + 1, MAX + 2, 2**63, 2**64 - 1])
+def test_a_number_above_uint32_is_an_error_and_not_cut_to_size(seq: int) -> None:
+    """Cut to size, 2**32 + 1 would be stored as entry 1."""
+    seq_field = b"\x10" + varint(seq)
+    with pytest.raises(ValueError, match=rf"number {seq} where {MAX} is the most"):
+        decode_changes(frame(b"\x0a\x01f" + seq_field + b"\x1a\x00"))
+    digest = b"\x0a\x01f" + seq_field
+    with pytest.raises(ValueError, match=rf"number {seq} where {MAX} is the most"):
+        decode_handshake(b"\x0a\x01f\x12" + frame(digest))
+
+
+@pytest.mark.parametrize("id", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\x80", b"ok\x80"])
+def test_an_id_that_is_not_utf8_is_an_error(id: bytes) -> None:
+    """Two ids that differ in such bytes alone would become one log."""
+    with pytest.raises(UnicodeDecodeError):
+        decode_changes(frame(b"\x0a" + frame(id) + b"\x10\x01\x1a\x00"))
+    with pytest.raises(UnicodeDecodeError):
+        decode_handshake(b"\x0a" + frame(id))
+    with pytest.raises(UnicodeDecodeError):
+        decode_handshake(b"\x0a\x01f\x12" + frame(b"\x0a" + frame(id) + b"\x10\x01"))
+
+
+def test_a_change_is_not_taken_for_a_handshake() -> None:
+    """Protobuf would: a handshake's id is where a change has its peer, the rest is unknown."""
+    with pytest.raises(ValueError, match="a change where the handshake has to be"):
+        decode_handshake(GOOD)
+
+
+# --- Frames ---------------------------------------------------------------------------------------
+
+
+@unhurried
+@given(
+    st.lists(
+        st.tuples(texts, seqs.filter(lambda seq: seq <= MAX - 200), st.lists(entries, max_size=4)),
+        max_size=4,
+    ),
+    st.lists(st.integers(1, 9) | st.integers(1, 2000), min_size=1),
+)
+def test_any_cutting_of_the_bytes_gives_the_same_changes(
+    runs: list[tuple[str, int, list[bytes]]], sizes: list[int]
+) -> None:
+    data = b"".join(encode_changes(*run) for run in runs)
+    changes = [tuple(change) for run in runs for change in expand(*run)]
+    assert decode_changes(*cut(data, sizes)) == changes
+
+
+def cut(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:
+    """`data` in pieces of `sizes`, over and over."""
+    sizes = list(sizes)
+    while data:
+        for size in sizes:
+            if data:
+                yield data[:size]
+                data = data[size:]
+
+
+def test_changes_that_come_byte_by_byte_are_the_same() -> None:
+    entries = [bytes(size) for size in (0, 1, 100, 127, 128, 20_000, 3)]
+    data = encode_changes("far", 125, entries)
+    assert decode_changes(*cut(data, [1])) == [tuple(c) for c in expand("far", 125, entries)]
+
+
+def test_a_run_of_one_log_comes_in_one_piece() -> None:
+    """What comes after it, the check and the store, takes its time for each run."""
+    some = [b"%d" % seq for seq in range(1000)]
+    decoder = Decoder(LIMIT)
+    decoder.feed(encode_changes("far", 1, some) + encode_changes("near", 7, some))
+    assert list(decoder.changes()) == [("far", 1, some), ("near", 7, some)]
+
+
+@settings(unhurried, max_examples=60)
+@given(messages("Change").filter(lambda message: google_reads("Change", message) is not None))
+def test_a_change_in_other_words_among_usual_ones_is_read(message: bytes) -> None:
+    """The usual ones are compared with what is expected and not read field by field."""
+    peer, seq, entry = google_reads("Change", message)
+    before = encode_changes(peer, max(seq - 2, 0), [b"a", b"b"][: min(seq, 2)])
+    after = encode_changes(peer, seq + 1, [b"c"][: MAX - seq])
+    decoder = Decoder(LIMIT)
+    changes = list(decoded(decoder, before + frame(message) + after))
+    assert changes[min(seq, 2)] == (peer, seq, entry)
+    assert [change[1] for change in changes] == [
+        *range(max(seq - 2, 0), seq),
+        *range(seq, min(seq + 1, MAX) + 1),
+    ]
+
+
+@pytest.mark.parametrize("cutting", [[1], [10_000]], ids=["byte by byte", "at once"])
+def test_frames_of_length_0_are_skipped(cutting: list[int]) -> None:
+    nothing = b"\0" * 5 + b"\x80\0" + b"\x80\x80\x80\0"
+    changes = [nothing + encode_changes("f", seq, [b"e"]) for seq in (1, 2, 3)]
+    pieces = cut(b"".join([*changes, nothing]), cutting)
+    assert decode_changes(*pieces) == [("f", 1, b"e"), ("f", 2, b"e"), ("f", 3, b"e")]
+
+
+@pytest.mark.parametrize("cutting", [[1], [10_000]], ids=["byte by byte", "at once"])
+def test_frames_of_length_0_before_the_handshake_are_skipped(cutting: list[int]) -> None:
+    decoder = Decoder(LIMIT)
+    found = []
+    for piece in cut(b"\0\0\x80\0" + encode_handshake("f", {}, "pull"), cutting):
+        decoder.feed(piece)
+        found.append(decoder.message())
+    assert list(filter(None, found)) == [encode_handshake("f", {}, "pull")[1:]]
+    assert decoder.empty
+
+
+def test_frames_of_length_0_leave_nothing_to_decode_before_the_handshake() -> None:
+    """Kept, they would be memory without a limit, and read again with every byte that comes."""
+    decoder = Decoder(LIMIT)
+    decoder.feed(bytes(1000))
+    assert decoder.message() is None
+    assert decoder.empty
+
+
+@pytest.mark.parametrize("width", range(1, 11))
+def test_a_length_may_be_longer_than_it_need_be(width: int) -> None:
+    frames = b"".join(
+        varint(len(GOOD), width) + GOOD[:4] + bytes([seq]) + GOOD[5:] for seq in (1, 2)
+    )
+    assert decode_changes(frames) == [("f", 1, b"e"), ("f", 2, b"e")]
+    assert decode_changes(*cut(frames, [1])) == [("f", 1, b"e"), ("f", 2, b"e")]
+
+
+@pytest.mark.parametrize("limit", [60, 1000, 20_000])
+def test_a_frame_as_long_as_the_limit_is_read(limit: int) -> None:
+    head = b"\x0a\x01f\x10\x01\x1a"
+    size = next(s for s in range(limit, 0, -1) if len(head + varint(s)) + s == limit)
+    entry = bytes(size)
+    data = encode_changes("f", 1, [entry])
+    decoder = Decoder(limit)
+    assert list(decoded(decoder, data)) == [("f", 1, entry)]
+    decoder.feed(data)
+    message = decoder.message()
+    assert message is not None
+    assert len(message) == limit
+
+
+@pytest.mark.parametrize("limit", [60, 1000, 20_000, LIMIT])
+@pytest.mark.parametrize("excess", [1, 2**40])
+def test_a_frame_longer_than_the_limit_is_refused_by_its_length(limit: int, excess: int) -> None:
+    """Not one byte of its message has to come, and none would be kept."""
+    decoder = Decoder(limit)
+    decoder.feed(varint(limit + excess))
+    with pytest.raises(ValueError, match=f"a frame of more than {limit} bytes"):
+        decoder.message()
+    with pytest.raises(ValueError, match=f"a frame of more than {limit} bytes"):
+        list(decoder.changes())
+
+
+@pytest.mark.parametrize("byte", [b"\x80", b"\xff", b"\x81"])
+def test_a_length_without_an_end_is_refused(byte: bytes) -> None:
+    decoder = Decoder(LIMIT)
+    decoder.feed(byte * 11)
+    with pytest.raises(ValueError, match="a frame of more than"):
+        decoder.message()
+    with pytest.raises(ValueError, match="a frame of more than"):
+        list(decoder.changes())
+
+
+@pytest.mark.parametrize("limit", [60, 1000, LIMIT])
+@pytest.mark.parametrize("before", [b"", GOOD_FRAME], ids=["first", "later"])
+def test_a_length_cut_anywhere_is_refused_with_its_last_byte(limit: int, before: bytes) -> None:
+    """A length of which only a part is there says nothing of how much is to be waited for."""
+    length = varint(limit + 1, 5)
+    for at in range(1, len(length)):
+        with pytest.raises(ValueError, match=f"a frame of more than {limit} bytes"):
+            list(decoded(Decoder(limit), before + length[:at], length[at:]))
+
+
+def test_what_came_before_an_error_is_read() -> None:
+    decoder = Decoder(LIMIT)
+    decoder.feed(encode_changes("f", 1, [b"a", b"b"]) + frame(b"\x0a\x01f") + frame(GOOD))
+    changes = decoder.changes()
+    assert next(changes) == ("f", 1, [b"a", b"b"])
+    with pytest.raises(ValueError, match="a change without peer, seq or entry"):
+        next(changes)
+
+
+# --- The original ---------------------------------------------------------------------------------
+
+# Recorded from scuttleup 3.3.0 on Node 20.
+HANDSHAKES = [
+    ("160a06666f6f626172120a0a06666f6f62617210021801", "foobar", {"foobar": 2}, "sync"),
+    (
+        "230a06666f6f626172120a0a06666f6f6261721003120b0a0366617210ffffffff0f1802",
+        "foobar",
+        {"foobar": 3, "far": MAX},
+        "push",
+    ),
+    ("160a06c3bcf09f9880120a0a06c3bcf09f988010011803", "ü😀", {"ü😀": 1}, "pull"),
+]
+RUNS: list[tuple[str, str, int, list[bytes]]] = [
+    ("110a06666f6f62617210011a0568656c6c6f", "foobar", 1, [b"hello"]),
+    (
+        "110a06666f6f62617210011a0568656c6c6f0c0a06666f6f62617210021a00"
+        "d5010a06666f6f62617210031ac801" + "78" * 200,
+        "foobar",
+        1,
+        [b"hello", b"", b"x" * 200],
+    ),
+    ("0c0a0366617210ac021a0200ff", "far", 300, [b"\x00\xff"]),
+    ("110a0366617210ffffffff0f1a046c617374", "far", MAX, [b"last"]),
+    ("180a06c3bcf09f988010011a0c6772c3bcc39f6520f09f9880", "ü😀", 1, ["grüße 😀".encode()]),
+]
+
+
+@pytest.mark.parametrize(("recorded", "id", "head", "mode"), HANDSHAKES)
+def test_a_handshake_is_the_original_s(
+    recorded: str, id: str, head: dict[str, int], mode: str
+) -> None:
+    data = bytes.fromhex(recorded)
+    assert encode_handshake(id, head, mode) == data
+    assert decode_handshake(data[1:]) == Handshake(id, head, mode)
+
+
+@pytest.mark.parametrize(("recorded", "peer", "first", "some"), RUNS)
+def test_changes_are_the_original_s(
+    recorded: str, peer: str, first: int, some: list[bytes]
+) -> None:
+    data = bytes.fromhex(recorded)
+    assert encode_changes(peer, first, some) == data
+    assert decode_changes(data) == [(peer, seq, entry) for seq, entry in enumerate(some, first)]

@@ -1,0 +1,931 @@
+"""The protocol without I/O: what two streams that hear each other come to, and bad remotes."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import count, cycle, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import plyvel
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scuttleup import Change, ProtocolError, ReplicationStream, Scuttleup
+from scuttleup.changes import expand
+from scuttleup.keys import log_prefix, pack_seq
+from scuttleup.messages import encode_changes, encode_handshake
+
+MAX = 2**32 - 1
+LIMIT = 16 * 1024 * 1024  # of a frame
+MODES = ["sync", "push", "pull"]
+AT_ONCE = [LIMIT]
+BYTE_BY_BYTE = [1]
+
+
+class Peer(NamedTuple):
+    logs: Scuttleup
+    db: Any
+
+    @property
+    def contents(self) -> dict[bytes, bytes]:
+        """The whole database."""
+        return dict(self.db.iterator())
+
+    @property
+    def entries(self) -> dict[tuple[str, int], bytes]:
+        return {(c.peer, c.seq): c.entry for c in self.logs.create_read_stream()}
+
+
+NewPeer = Callable[..., Peer]
+
+
+@pytest.fixture(scope="module")
+def new_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewPeer]:
+    """Makes peers, each with a part of one LevelDB: one for each would take its time."""
+    db = plyvel.DB(str(tmp_path_factory.mktemp("peers")), create_if_missing=True)
+    numbers = count()
+
+    def make(id: str, *entries: bytes, **options: Any) -> Peer:
+        part = db.prefixed_db(b"%d/" % next(numbers))
+        logs = Scuttleup(part, id=id, **options)
+        logs.extend(entries)
+        return Peer(logs, part)
+
+    yield make
+    db.close()
+
+
+# --- Without a connection -------------------------------------------------------------------------
+
+
+def streams(a: Peer, b: Peer, **options: Any) -> tuple[ReplicationStream, ReplicationStream]:
+    return (
+        a.logs.create_replication_stream(**options),
+        b.logs.create_replication_stream(**options),
+    )
+
+
+def cut(data: bytes, sizes: Iterator[int]) -> Iterator[bytes]:
+    while data:
+        size = next(sizes)
+        yield data[:size]
+        data = data[size:]
+
+
+def carry(
+    sender: ReplicationStream, receiver: ReplicationStream, sizes: Sequence[int] = AT_ONCE
+) -> int:
+    """Hand over what `sender` has to send, in pieces of `sizes`, and return how much it was."""
+    carried = 0
+    while data := sender.data_to_send():
+        carried += len(data)
+        for piece in cut(data, cycle(sizes)):
+            receiver.receive_data(piece)
+    return carried
+
+
+def pump(
+    *pairs: tuple[ReplicationStream, ReplicationStream], sizes: Sequence[int] = AT_ONCE
+) -> None:
+    """Let the two of each pair hear each other until nobody has anything more to say."""
+    while sum(carry(a, b, sizes) + carry(b, a, sizes) for a, b in pairs):
+        pass
+
+
+def replicate(a: Peer, b: Peer, **options: Any) -> None:
+    pair = streams(a, b, **options)
+    pump(pair)
+    for stream in pair:
+        stream.close()
+
+
+def assert_sound(peer: Peer) -> None:
+    """The heads are those of the database, and our own log has no gap."""
+    reopened = Scuttleup(peer.db)
+    assert reopened.head == peer.logs.head
+    own = [seq for id, seq in peer.entries if id == peer.logs.id]
+    assert own == list(range(1, len(own) + 1))
+
+
+# --- What two peers come to -----------------------------------------------------------------------
+
+lengths = st.integers(0, 4) | st.sampled_from([130, 257, 300])
+some_heads = st.fixed_dictionaries({}, optional=dict.fromkeys(["a", "b", "c", "c!", "ü"], lengths))
+cuttings = st.lists(st.integers(1, 9) | st.integers(1, 3000), min_size=1, max_size=5)
+
+
+def entry_of(peer: str, seq: int) -> bytes:
+    """An entry is the same wherever it is. Some are long, and some are empty."""
+    return b"%b %d" % (peer.encode(), seq) * (seq % 5) * (200 if seq == 3 else 1)
+
+
+def fill(peer: Peer, heads: dict[str, int], deleted: Iterable[tuple[str, int]] = ()) -> None:
+    for id, head in heads.items():
+        peer.logs.write(Change(id, seq, entry_of(id, seq)) for seq in range(1, head + 1))
+    for id, seq in deleted:
+        if seq <= heads.get(id, 0):
+            peer.logs.delete(id, seq)
+
+
+def sends(mode: str, remote_mode: str) -> bool:
+    return mode != "pull" and remote_mode != "push"
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    heads=st.tuples(some_heads, some_heads),
+    # Not of their own logs, whose gaps a remote may not fill.
+    deleted=st.lists(st.tuples(st.sampled_from(["c", "ü"]), st.integers(1, 4)), max_size=3),
+    modes=st.tuples(st.sampled_from(MODES), st.sampled_from(MODES)),
+    live=st.tuples(st.booleans(), st.booleans()),
+    sizes=cuttings,
+)
+def test_each_gets_what_it_lacks_and_nothing_else(
+    new_peer: NewPeer,
+    heads: tuple[dict[str, int], dict[str, int]],
+    deleted: list[tuple[str, int]],
+    modes: tuple[str, str],
+    live: tuple[bool, bool],
+    sizes: list[int],
+) -> None:
+    peers = new_peer("a"), new_peer("b")
+    fill(peers[0], heads[0], deleted)
+    fill(peers[1], heads[1])
+    entries = [peer.entries for peer in peers]
+    head = [peer.logs.head for peer in peers]
+    news = []  # for each, what the other sends
+    for here, there in ((0, 1), (1, 0)):
+        flows = sends(modes[there], modes[here])
+        lacks = {(p, n): e for (p, n), e in entries[there].items() if n > head[here].get(p, 0)}
+        news.append(lacks if flows else {})
+
+    a, b = (
+        peer.logs.create_replication_stream(mode=modes[n], live=live[n])
+        for n, peer in enumerate(peers)
+    )
+    pump((a, b), sizes=sizes)
+
+    for here, there, stream in ((0, 1, a), (1, 0, b)):
+        expected = entries[here] | news[here]
+        assert peers[here].entries == expected
+        # The whole database, key by key.
+        keys = {log_prefix(p) + pack_seq(n): entry for (p, n), entry in expected.items()}
+        stored = peers[here].contents.items()
+        assert {key: value for key, value in stored if key.startswith(b"c")} == keys
+        newest = dict(sorted(news[here]))  # the last number of each counts
+        assert peers[here].logs.head == head[here] | newest
+        assert_sound(peers[here])
+
+        assert stream.remote_id == peers[there].logs.id
+        assert stream.replicated == (len(news[there]), len(news[here]))
+        promised = sends(modes[there], modes[here]) and any(
+            seq > peers[here].logs.head.get(peer, 0) for peer, seq in head[there].items()
+        )
+        assert stream.waiting == (promised and not live[here])
+        assert stream.finished == (not promised and not live[here])
+        stream.close()
+
+
+@pytest.mark.parametrize("ours", MODES)
+@pytest.mark.parametrize("theirs", MODES)
+def test_the_modes_say_who_sends(new_peer: NewPeer, ours: str, theirs: str) -> None:
+    us, them = new_peer("us", b"1"), new_peer("them", b"2")
+    stream = us.logs.create_replication_stream(mode=ours, live=False)
+    remote = them.logs.create_replication_stream(mode=theirs, live=False)
+    pump((stream, remote))
+    assert (("us", 1) in them.entries) == (ours != "pull" and theirs != "push")
+    assert (("them", 1) in us.entries) == (theirs != "pull" and ours != "push")
+    assert stream.finished
+    assert remote.finished
+
+
+def test_two_that_have_the_same_exchange_handshakes_alone(new_peer: NewPeer) -> None:
+    a, b = new_peer("a", b"1", b"2"), new_peer("b", b"3")
+    replicate(a, b)
+    stream, remote = streams(a, b, live=False)
+    assert carry(stream, remote) == len(encode_handshake("a", {"a": 2, "b": 1}, "sync"))
+    assert carry(remote, stream) == len(encode_handshake("b", {"a": 2, "b": 1}, "sync"))
+    assert stream.finished
+    assert remote.finished
+
+
+def test_a_handshake_is_there_before_the_remote_says_anything(new_peer: NewPeer) -> None:
+    stream = new_peer("us", b"1").logs.create_replication_stream(mode="pull")
+    assert stream.data_to_send() == encode_handshake("us", {"us": 1}, "pull")
+    assert stream.data_to_send() == b""
+    assert stream.remote_id is None
+
+
+@pytest.mark.parametrize("mode", ["", "SYNC", "both", None, 1, ["sync"]])
+def test_an_unknown_mode_is_named(new_peer: NewPeer, mode: Any) -> None:
+    with pytest.raises(ValueError, match=r"sync.*push.*pull") as caught:
+        new_peer("us").logs.create_replication_stream(mode=mode)
+    assert repr(mode) in str(caught.value)
+
+
+def test_data_to_send_comes_in_portions(new_peer: NewPeer) -> None:
+    """What waits to be written is memory."""
+    us, them = new_peer("us", *[bytes(1000)] * 1000), new_peer("them")
+    stream, remote = streams(us, them)
+    carry(remote, stream)
+    stream.data_to_send()
+    portions = [len(data) for data in iter(stream.data_to_send, b"")]
+    assert sum(portions) > 1_000_000
+    assert max(portions) < 128 * 1024
+
+
+def test_a_restored_backup_gets_its_tail_back(new_peer: NewPeer) -> None:
+    lost, friend = new_peer("us", b"1", b"2", b"3"), new_peer("friend")
+    replicate(lost, friend)
+    restored = new_peer("us", b"1")
+    replicate(restored, friend)
+    assert restored.entries == lost.entries
+    assert restored.logs.append(b"4") == ("us", 4, b"4")
+
+
+# --- Live -----------------------------------------------------------------------------------------
+
+
+def test_a_new_entry_is_on_its_way_at_once(new_peer: NewPeer) -> None:
+    us, them = new_peer("us", b"1"), new_peer("them")
+    woken = threading.Event()
+    stream = us.logs.create_replication_stream(wake=woken.set)
+    pump((stream, them.logs.create_replication_stream()))
+    for seq in range(2, 5):
+        woken.clear()
+        us.logs.append(b"new")
+        assert woken.is_set()
+        assert stream.data_to_send() == encode_changes("us", seq, [b"new"])
+        assert stream.data_to_send() == b""
+
+
+def test_an_entry_from_another_thread_wakes_a_stream_that_has_nothing_to_do(
+    new_peer: NewPeer,
+) -> None:
+    us, them = new_peer("us"), new_peer("them")
+    woken = threading.Event()
+    stream = us.logs.create_replication_stream(wake=woken.set)
+    remote = them.logs.create_replication_stream()
+    pump((stream, remote))
+    appender = threading.Thread(target=lambda: [us.logs.append(b"%d" % n) for n in range(1000)])
+    appender.start()
+    while them.logs.head.get("us", 0) < 1000:
+        assert woken.wait(60)
+        woken.clear()
+        carry(stream, remote)
+    appender.join()
+    assert them.entries == us.entries
+
+
+def test_an_entry_appended_between_the_handshakes_is_sent(new_peer: NewPeer) -> None:
+    us, them = new_peer("us", b"1"), new_peer("them")
+    stream, remote = streams(us, them)
+    carry(stream, remote)
+    us.logs.append(b"2")
+    pump((stream, remote))
+    assert them.entries == us.entries
+
+
+def test_what_comes_from_one_remote_goes_to_the_others_and_not_back(new_peer: NewPeer) -> None:
+    us, them, third = new_peer("us"), new_peer("them", b"old"), new_peer("third")
+    to_them, from_them = streams(us, them)
+    to_third, from_third = streams(us, third)
+    pump((to_them, from_them), (to_third, from_third))
+    them.logs.append(b"new")
+    carry(from_them, to_them)
+    assert to_third.data_to_send() == encode_changes("them", 2, [b"new"])
+    assert to_them.data_to_send() == b""
+    assert to_them.replicated == (0, 2)
+
+
+def test_a_live_stream_passes_nothing_on_that_the_remote_has_sent_since(new_peer: NewPeer) -> None:
+    """Both have it from a third at the same time: whoever hears it first says nothing."""
+    us, them = new_peer("us"), new_peer("them")
+    stream, remote = streams(us, them)
+    pump((stream, remote))
+    for peer in (us, them):
+        peer.logs.write([Change("third", 1, b"news")])
+    carry(remote, stream)
+    assert stream.data_to_send() == b""
+
+
+def test_a_chain_of_peers_passes_entries_on_unchanged(new_peer: NewPeer) -> None:
+    peers = [new_peer(id, b"old of " + id.encode()) for id in ("a", "b", "c", "d")]
+    links = [streams(*pair) for pair in pairwise(peers)]
+    pump(*links)
+    for peer in peers:
+        peer.logs.append(b"new of " + peer.logs.id.encode())
+    pump(*links)
+    assert len(peers[0].entries) == 8
+    for peer in peers:
+        assert peer.entries == peers[0].entries
+        assert peer.logs.head == dict.fromkeys("abcd", 2)
+        assert_sound(peer)
+
+
+def test_a_ring_of_peers_comes_to_rest(new_peer: NewPeer) -> None:
+    """Nothing goes around for ever."""
+    peers = [new_peer(id, b"old") for id in ("a", "b", "c")]
+    a, b, c = peers
+    links = [streams(a, b), streams(b, c), streams(c, a)]
+    pump(*links)
+    a.logs.append(b"new")
+    pump(*links)
+    assert [peer.logs.head for peer in peers] == [{"a": 2, "b": 1, "c": 1}] * 3
+
+
+def test_a_one_shot_stream_ends_though_the_log_grows(new_peer: NewPeer) -> None:
+    us, them = new_peer("us", b"1"), new_peer("them")
+    stream, remote = streams(us, them, live=False)
+    carry(remote, stream)
+    us.logs.append(b"too late")
+    carry(stream, remote)
+    assert them.entries == {("us", 1): b"1"}
+    assert stream.finished
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_closing_the_log_wakes_and_ends_a_stream(new_peer: NewPeer, live: bool) -> None:
+    us = new_peer("us")
+    woken = threading.Event()
+    stream = us.logs.create_replication_stream(live=live, wake=woken.set)
+    assert not stream.finished
+    us.logs.close()
+    assert woken.is_set()
+    assert stream.finished
+
+
+def test_a_stream_that_was_closed_hears_of_nothing(new_peer: NewPeer) -> None:
+    us, them = new_peer("us"), new_peer("them")
+    woken = threading.Event()
+    stream = us.logs.create_replication_stream(wake=woken.set)
+    pump((stream, them.logs.create_replication_stream()))
+    stream.close()
+    del stream
+    woken.clear()
+    us.logs.append(b"1")
+    assert not woken.is_set()
+
+
+# --- The end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_remote_that_deleted_what_it_promises_is_waited_for_until_told_otherwise(
+    new_peer: NewPeer, mode: str
+) -> None:
+    us, them = new_peer("us"), new_peer("them", b"1", b"2", b"3")
+    them.logs.delete("them", 3)
+    stream = us.logs.create_replication_stream(mode=mode, live=False)
+    remote = them.logs.create_replication_stream()
+    pump((stream, remote))
+    assert stream.waiting == (mode != "push")
+    assert stream.finished == (mode == "push")
+    stream.stop_waiting()
+    assert stream.finished
+    assert us.logs.head == ({} if mode == "push" else {"them": 2})
+
+
+def test_what_was_promised_may_come_from_elsewhere(new_peer: NewPeer) -> None:
+    us, them = new_peer("us"), new_peer("them", b"1")
+    stream, remote = streams(us, them, live=False)
+    stream.receive_data(remote.data_to_send())
+    assert stream.waiting
+    us.logs.write([Change("them", 1, b"1")])
+    assert not stream.waiting
+
+
+def test_what_was_promised_does_not_come_after_the_end(new_peer: NewPeer) -> None:
+    us, them = new_peer("us"), new_peer("them", b"1")
+    stream, remote = streams(us, them, live=False)
+    stream.receive_data(remote.data_to_send())
+    assert not stream.finished
+    stream.receive_data(b"")
+    assert stream.finished
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize(("ours", "theirs"), [("sync", "sync"), ("sync", "push"), ("pull", "pull")])
+def test_who_ends_still_gets_everything(
+    new_peer: NewPeer, live: bool, ours: str, theirs: str
+) -> None:
+    """It sent its end because it had sent all: what it lacks is still to come."""
+    us, them = new_peer("us", *[bytes(1000)] * 500), new_peer("them", b"1")
+    stream = us.logs.create_replication_stream(mode=ours, live=live)
+    remote = them.logs.create_replication_stream(mode=theirs)
+    carry(remote, stream)
+    stream.receive_data(b"")
+    carry(stream, remote)
+    assert stream.finished
+    assert (("us", 500) in them.entries) == sends(ours, theirs)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("sync", "pull"), ("push", "pull"), ("push", "sync")])
+def test_a_remote_that_only_listens_may_end_its_side_at_once(
+    new_peer: NewPeer, ours: str, theirs: str
+) -> None:
+    """The original does when it pulls or faces a push. It is still there, and live."""
+    us, them = new_peer("us", b"1"), new_peer("them")
+    stream = us.logs.create_replication_stream(mode=ours)
+    remote = them.logs.create_replication_stream(mode=theirs)
+    carry(remote, stream)
+    stream.receive_data(b"")
+    carry(stream, remote)
+    assert not stream.finished
+    us.logs.append(b"2")
+    carry(stream, remote)
+    assert them.entries == us.entries
+
+
+# --- Bad remotes ----------------------------------------------------------------------------------
+
+HELLO = encode_handshake("far", {"far": 9, "near": 2}, "sync")
+TRAFFIC = [
+    HELLO,
+    encode_changes("far", 1, [b"one", b"two"]),
+    encode_changes("us", 3, [b"the tail", b"of a backup"]),
+    encode_changes("near", 1, [b"", b"x" * 130]),
+    encode_changes("far", 3, [b"three"]),
+]
+
+
+def frame(message: bytes) -> bytes:
+    assert len(message) < 128
+    return bytes([len(message)]) + message
+
+
+def varint(value: int) -> bytes:
+    groups = [value & 0x7F]
+    while value := value >> 7:
+        groups.append(value & 0x7F)
+    return bytes([group | 0x80 for group in groups[:-1]] + groups[-1:])
+
+
+def string(number: int, text: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + varint(len(text)) + text
+
+
+def change(peer: bytes, seq: int) -> bytes:
+    """The frame of a change, however wrong."""
+    return frame(string(1, peer) + b"\x10" + varint(seq) + b"\x1a\x01x")
+
+
+def handshake(id: bytes, peer: bytes, seq: int) -> bytes:
+    digest = string(1, peer) + b"\x10" + varint(seq)
+    return frame(string(1, id) + b"\x12" + frame(digest))
+
+
+def client_hello() -> bytes:
+    """What a browser says first to https://localhost:2014."""
+    outgoing = ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(
+        ssl.MemoryBIO(), outgoing, server_hostname="localhost"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+HTTP = (
+    b"GET / HTTP/1.1\r\nHost: localhost:2014\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n"
+    b"Accept-Language: en\r\n\r\n"
+)
+BAD_IDS = [
+    (b"", "a peer id is one or more characters below U\\+00FF, not ''"),
+    (b"a\xff", "can't decode byte 0xff"),
+    (b"\xc3", "unexpected end of data"),
+    ("aÿ".encode(), "below U\\+00FF, not 'aÿ'"),
+    ("😀".encode(), "below U\\+00FF, not '😀'"),
+]
+
+# What it is, what is sent, how the error begins or what it has in it.
+BAD: list[tuple[str, bytes, str]] = [
+    ("HTTP", HTTP, "a field"),
+    ("a TLS client hello", client_hello(), "a field with the number 0"),
+    ("a change first", TRAFFIC[1], "a change where the handshake has to be"),
+    ("a handshake without an id", frame(b"\x18\x01"), "a handshake without an id"),
+    ("a handshake twice", HELLO * 2, "a change without peer, seq or entry"),
+    ("our own id", encode_handshake("us", {}, "sync"), "the remote has our own id, 'us'"),
+    ("a digest without seq", frame(b"\x0a\x01f\x12" + frame(string(1, b"f"))), "a digest without"),
+    ("a digest of 0", handshake(b"far", b"far", 0), f"1 to {MAX}, not 0"),
+    ("a digest of 2**32", handshake(b"far", b"far", MAX + 1), f"{MAX + 1} where {MAX} is the most"),
+    ("a change 0", HELLO + change(b"far", 0), f"1 to {MAX}, not 0"),
+    ("a change 2**32", HELLO + change(b"far", MAX + 1), f"{MAX + 1} where {MAX} is the most"),
+    ("a change 2**64-1", HELLO + change(b"far", 2**64 - 1), f"where {MAX} is the most"),
+    ("a leap in our log", HELLO + change(b"us", 4), "a leap in our own log from 2 to 4"),
+    ("a leap of 2**31", HELLO + change(b"us", 2**31), f"own log from 2 to {2**31}"),
+    ("a change without an entry", HELLO + frame(b"\x0a\x01f\x10\x01"), "a change without peer"),
+    ("a field cut off", HELLO + frame(b"\x0a\x7ff"), "in the middle of a field"),
+    ("a varint without an end", HELLO + frame(b"\x10" + b"\xff" * 20), "a varint without an end"),
+    ("a long handshake", varint(LIMIT + 1), f"a frame of more than {LIMIT} bytes"),
+    ("a long change", HELLO + varint(LIMIT + 1), f"a frame of more than {LIMIT} bytes"),
+    ("a handshake without an end", b"\xff" * 300, "a frame of more than"),
+    ("a change without an end", HELLO + b"\xff" * 300, "a frame of more than"),
+    ("a change of length 0, without an end", HELLO + b"\x80" * 300, "a frame of more than"),
+]
+for id, error in BAD_IDS:
+    BAD += [
+        (f"a remote called {id!r}", handshake(id, b"far", 1), error),
+        (f"a digest of {id!r}", handshake(b"far", id, 1), error),
+        (f"a change of {id!r}", HELLO + change(id, 1), error),
+    ]
+
+
+def hear(stream: ReplicationStream, data: bytes, sizes: Sequence[int] = AT_ONCE) -> None:
+    for piece in cut(data, cycle(sizes)):
+        stream.receive_data(piece)
+
+
+@pytest.fixture
+def us(new_peer: NewPeer) -> Peer:
+    us = new_peer("us", b"1", b"2")
+    us.logs.write([Change("near", 1, b"known")])
+    return us
+
+
+def by_name(value: object) -> str:
+    return value if isinstance(value, str) and value in {name for name, *_ in BAD} else ""
+
+
+@pytest.mark.parametrize("sizes", [AT_ONCE, BYTE_BY_BYTE], ids=["at once", "byte by byte"])
+@pytest.mark.parametrize(("name", "data", "error"), BAD, ids=by_name)
+def test_a_bad_remote_changes_nothing_and_is_told_apart(
+    us: Peer, name: str, data: bytes, error: str, sizes: list[int]
+) -> None:
+    before, head = us.contents, us.logs.head
+    stream = us.logs.create_replication_stream()
+    with pytest.raises(ProtocolError, match=error):
+        hear(stream, data, sizes)
+    assert us.contents == before
+    assert us.logs.head == head
+    assert us.logs.append(b"3").seq == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error"), [bad for bad in BAD if bad[1].startswith(HELLO)], ids=by_name
+)
+def test_what_came_before_the_error_in_the_same_read_is_stored(
+    us: Peer, name: str, data: bytes, error: str
+) -> None:
+    before = us.entries
+    stream = us.logs.create_replication_stream()
+    good = TRAFFIC[1] + encode_changes("near", 2, [b"new"])
+    with pytest.raises(ProtocolError, match=error):
+        stream.receive_data(HELLO + good + data.removeprefix(HELLO))
+    new = {("far", 1): b"one", ("far", 2): b"two", ("near", 2): b"new"}
+    assert us.entries == before | new
+    assert us.logs.head == {"us": 2, "near": 2, "far": 2}
+    assert_sound(us)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(a, b) for a in MODES for b in MODES if not sends(b, a)],
+)
+def test_a_change_that_the_modes_do_not_allow_is_an_error(us: Peer, ours: str, theirs: str) -> None:
+    before = us.contents
+    stream = us.logs.create_replication_stream(mode=ours)
+    stream.receive_data(encode_handshake("far", {"far": 1}, theirs))
+    with pytest.raises(ProtocolError, match="a change, though the modes allow none: 1 of 'far'"):
+        stream.receive_data(encode_changes("far", 1, [b"unasked"]))
+    assert us.contents == before
+
+
+def test_a_remote_cannot_move_our_log_by_promising(us: Peer) -> None:
+    stream = us.logs.create_replication_stream()
+    stream.receive_data(encode_handshake("far", {"us": 2**31}, "sync"))
+    assert us.logs.append(b"3").seq == 3
+    assert_sound(us)
+
+
+def test_what_we_have_already_is_skipped(us: Peer) -> None:
+    """Also when it is another entry: what is here stays as it is."""
+    before = us.contents
+    stream = us.logs.create_replication_stream()
+    stream.receive_data(HELLO + encode_changes("us", 1, [b"no", b"no"]))
+    stream.receive_data(encode_changes("near", 1, [b"no"]))
+    assert us.contents == before
+    assert stream.replicated.received == 0
+
+
+@pytest.mark.parametrize("keep", range(1, len(HELLO)))
+def test_a_handshake_that_is_cut_off_is_an_error_at_the_end(us: Peer, keep: int) -> None:
+    stream = us.logs.create_replication_stream()
+    stream.receive_data(HELLO[:keep])
+    with pytest.raises(ProtocolError, match="the connection ended in the middle of a frame"):
+        stream.receive_data(b"")
+
+
+def test_a_change_that_is_cut_off_is_an_error_at_the_end(us: Peer) -> None:
+    last = TRAFFIC[-1]
+    for keep in range(1, len(last)):
+        stream = us.logs.create_replication_stream()
+        stream.receive_data(b"".join(TRAFFIC[:-1]) + last[:keep])
+        with pytest.raises(ProtocolError, match="the connection ended in the middle of a frame"):
+            stream.receive_data(b"")
+    assert us.logs.head == {"us": 4, "near": 2, "far": 2}
+
+
+@pytest.mark.parametrize("nothing", [b"", b"\0\0\0"], ids=["nothing", "empty frames"])
+def test_an_end_before_the_handshake_is_an_error(us: Peer, nothing: bytes) -> None:
+    stream = us.logs.create_replication_stream()
+    if nothing:
+        stream.receive_data(nothing)
+    with pytest.raises(ProtocolError, match="the connection ended before the handshake"):
+        stream.receive_data(b"")
+
+
+@settings(deadline=None)
+@given(noise=st.binary(max_size=200), greet=st.booleans(), sizes=cuttings)
+def test_random_bytes_do_no_harm(
+    new_peer: NewPeer, noise: bytes, greet: bool, sizes: list[int]
+) -> None:
+    us = new_peer("us", b"1", b"2")
+    before = us.contents
+    stream = us.logs.create_replication_stream()
+    with suppress(ProtocolError):
+        hear(stream, HELLO * greet + noise, sizes)
+    assert before.items() <= us.contents.items()
+    assert_sound(us)
+
+
+def test_valid_traffic_with_any_bit_flipped_does_no_harm(new_peer: NewPeer) -> None:
+    """And what came before the bit is stored as it was sent."""
+    data = b"".join(TRAFFIC)
+    changes = [*expand("far", 1, [b"one", b"two"]), *expand("us", 3, [b"the tail", b"of a backup"])]
+    changes += [*expand("near", 1, [b"", b"x" * 130]), Change("far", 3, b"three")]
+    ends = []  # of their frames
+    end = len(HELLO)
+    for c in changes:
+        end += len(encode_changes(c.peer, c.seq, [c.entry]))
+        ends.append(end)
+    assert end == len(data)
+
+    errors = 0
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        us = new_peer("us", b"1", b"2")
+        before = us.contents
+        stream = us.logs.create_replication_stream()
+        try:
+            stream.receive_data(bytes(flipped))
+        except ProtocolError:
+            errors += 1
+        stream.close()
+        sound = {
+            (c.peer, c.seq): c.entry
+            for c, end in zip(changes, ends, strict=True)
+            if end <= bit // 8
+        }
+        assert sound.items() <= us.entries.items()
+        assert before.items() <= us.contents.items()
+        assert_sound(us)
+    assert errors > len(data)
+
+
+def test_after_an_error_nothing_more_is_taken(us: Peer) -> None:
+    """Whoever goes on reading nevertheless does not turn the rest into another handshake."""
+    before = us.contents
+    stream = us.logs.create_replication_stream()
+    with pytest.raises(ProtocolError):
+        stream.receive_data(frame(b"\x18\x01"))
+    with pytest.raises(ProtocolError):
+        stream.receive_data(b"".join(TRAFFIC))
+    assert us.contents == before
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+# A bytearray that grows keeps an eighth in reserve.
+RESERVE = 9 / 8
+
+
+@pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
+@pytest.mark.parametrize(
+    ("limit", "size"), [(16 * 1024, 1), (LIMIT, 1000), (LIMIT, 64 * 1024), (LIMIT, 1024 * 1024)]
+)
+def test_a_frame_that_does_not_end_takes_no_more_than_the_limit(
+    us: Peer, greeting: bytes, limit: int, size: int, traced: None
+) -> None:
+    stream = us.logs.create_replication_stream(max_frame=limit)
+    piece = bytes(size)
+    if greeting:
+        stream.receive_data(greeting)
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    stream.receive_data(varint(limit))
+    for _ in range(limit // size - 1):
+        stream.receive_data(piece)
+    _, peak = tracemalloc.get_traced_memory()
+    assert peak - before < RESERVE * limit + 2 * size + 10_000
+
+
+@pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
+def test_frames_of_length_0_without_an_end_take_no_memory(
+    us: Peer, greeting: bytes, traced: None
+) -> None:
+    stream = us.logs.create_replication_stream()
+    if greeting:
+        stream.receive_data(greeting)
+    piece = bytes(1000)
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(20):
+        stream.receive_data(piece)
+    after, _ = tracemalloc.get_traced_memory()
+    assert after - before < 5000
+
+
+# --- verify ---------------------------------------------------------------------------------------
+
+
+def explode(change: Change) -> bool:
+    raise RuntimeError("no idea")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda change: False, "verify refused 2 of 'far'"),
+        (lambda change: None, "verify refused 2 of 'far'"),
+        (lambda change: 0, "verify refused 2 of 'far'"),
+        (explode, r"verify failed at 2 of 'far': RuntimeError\('no idea'\)"),
+        (lambda change: [][0], "verify failed at 2 of 'far': IndexError"),
+        (lambda change: json.loads("{"), "verify failed at 2 of 'far': JSONDecodeError"),
+    ],
+)
+@pytest.mark.parametrize("sizes", [AT_ONCE, BYTE_BY_BYTE], ids=["at once", "byte by byte"])
+def test_what_verify_does_not_approve_is_not_stored_nor_is_what_follows(
+    new_peer: NewPeer, answer: Callable[[Change], object], error: str, sizes: list[int]
+) -> None:
+    def verify(change: Change) -> Any:
+        return answer(change) if change == Change("far", 2, b"two") else True
+
+    us = new_peer("us", verify=verify)
+    stream = us.logs.create_replication_stream()
+    with pytest.raises(ProtocolError, match=error):
+        hear(stream, b"".join(TRAFFIC), sizes)
+    assert us.entries == {("far", 1): b"one"}
+    assert us.logs.head == {"far": 1}
+
+
+def test_verify_sees_entries_as_the_log_s_encoding_reads_them(new_peer: NewPeer) -> None:
+    seen: list[Change] = []
+
+    def verify(change: Change) -> bool:
+        seen.append(change)
+        return True
+
+    us = new_peer("us", value_encoding="json", verify=verify)
+    us.logs.create_replication_stream().receive_data(
+        HELLO + encode_changes("far", 1, [b'{"a":1}', b'"text"'])
+    )
+    assert seen == [Change("far", 1, {"a": 1}), Change("far", 2, "text")]
+
+
+@pytest.mark.parametrize("entry", [b"{", b"", b"\xff", b"[" * 100_000])
+def test_an_entry_that_is_not_json_is_refused_where_entries_are_verified(
+    new_peer: NewPeer, entry: bytes
+) -> None:
+    us = new_peer("us", value_encoding="json", verify=lambda change: True)
+    stream = us.logs.create_replication_stream()
+    with pytest.raises(ProtocolError, match="verify failed at 2 of 'far'"):
+        stream.receive_data(HELLO + encode_changes("far", 1, [b"1", entry]))
+    assert us.logs.head == {"far": 1}
+
+
+def test_verify_is_not_asked_about_our_own_entries(new_peer: NewPeer) -> None:
+    us = new_peer("us", verify=explode)
+    us.logs.append(b"1")
+    us.logs.write([Change("far", 1, b"from a file")])
+    them = new_peer("them")
+    replicate(us, them)
+    assert them.entries == us.entries
+
+
+# --- A disk that refuses --------------------------------------------------------------------------
+
+
+class FullDisk:
+    """A database that refuses to write batches while `full` is set."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self.full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def write_batch(self, **options: Any) -> Any:
+        batch = self._db.write_batch(**options)
+        return SimpleNamespace(put=batch.put, write=self._refuse) if self.full else batch
+
+    def _refuse(self) -> None:
+        raise plyvel.IOError(b"No space left on device")
+
+
+def test_a_disk_error_leaves_everything_as_it_was(us: Peer) -> None:
+    disk = FullDisk(us.db)
+    logs = Scuttleup(disk)
+    stream, remote = logs.create_replication_stream(), us.logs.create_replication_stream()
+    before, head = us.contents, logs.head
+    stream.receive_data(HELLO)
+    disk.full = True
+    with pytest.raises(plyvel.Error, match="No space left"):
+        stream.receive_data(b"".join(TRAFFIC[1:]))
+    assert us.contents == before
+    assert logs.head == head
+    assert stream.replicated.received == 0
+    disk.full = False
+    stream = logs.create_replication_stream()
+    stream.receive_data(b"".join(TRAFFIC))
+    assert logs.head == {"us": 4, "far": 3, "near": 2}
+    remote.close()
+
+
+def test_after_a_disk_error_a_stream_does_not_leave_a_gap(us: Peer) -> None:
+    """What the disk refused is not sent again on this connection: the next change would leap."""
+    disk = FullDisk(us.db)
+    logs = Scuttleup(disk)
+    stream = logs.create_replication_stream()
+    stream.receive_data(HELLO)
+    disk.full = True
+    with pytest.raises(plyvel.Error):
+        stream.receive_data(TRAFFIC[1])
+    disk.full = False
+    with pytest.raises(ProtocolError):
+        stream.receive_data(TRAFFIC[-1])
+    assert logs.head == {"us": 2, "near": 1}
+
+
+# --- Many peers -----------------------------------------------------------------------------------
+
+NAMES = "abcd"
+two = st.permutations(range(len(NAMES))).map(lambda order: (order[0], order[1]))
+events = st.one_of(
+    st.tuples(st.just("append"), two, st.integers(1, 3)),
+    st.tuples(st.just("connect"), two, st.just(0)),
+    st.tuples(st.just("cut"), two, st.just(0)),
+    st.tuples(st.just("carry"), two, st.integers(1, 60)),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(events, max_size=60))
+def test_a_mesh_whose_links_are_cut_anywhere_comes_to_the_same_logs(
+    new_peer: NewPeer, events: list[tuple[str, tuple[int, int], int]]
+) -> None:
+    peers = [new_peer(name) for name in NAMES]
+    # By (from, to): who sends, who receives, and what is under way.
+    links: dict[tuple[int, int], tuple[ReplicationStream, ReplicationStream, bytearray]] = {}
+    for event, (here, there), amount in events:
+        if event == "append":
+            for _ in range(amount):
+                head = peers[here].logs.head.get(NAMES[here], 0)
+                peers[here].logs.append(entry_of(NAMES[here], head + 1))
+        elif event == "connect":
+            a, b = streams(peers[here], peers[there])
+            links[here, there] = (a, b, bytearray())
+            links[there, here] = (b, a, bytearray())
+        elif event == "cut":
+            links.pop((here, there), None)
+            links.pop((there, here), None)
+        elif (here, there) in links:
+            sender, receiver, wire = links[here, there]
+            wire += sender.data_to_send()
+            receiver.receive_data(bytes(wire[:amount]) or b"\0")
+            del wire[:amount]
+    links.clear()
+    pump(*(streams(*pair) for pair in pairwise(peers)))
+
+    union = {key: entry for peer in peers for key, entry in peer.entries.items()}
+    assert union == {(peer, seq): entry_of(peer, seq) for peer, seq in union}
+    for peer in peers:
+        assert peer.entries == union
+        assert_sound(peer)
+
+
+def test_some_seconds_of_fuzzing_find_nothing() -> None:
+    program = Path(__file__).with_name("fuzz.py")
+    run = subprocess.run(
+        [sys.executable, str(program), "2"], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,283 @@
+"""append.py and read.py as their user runs them, and how the package is built."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import plyvel
+import pytest
+
+from scuttleup import Scuttleup
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ["append.py", "read.py"]
+LIMIT = 60  # seconds, for what takes a moment
+
+
+def run(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=LIMIT,
+    )
+
+
+def check_fails_in_one_line(result: subprocess.CompletedProcess[str], script: str) -> None:
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert re.fullmatch(rf"{re.escape(script)}: .*logs\.db.*\n", result.stderr), result.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """LevelDB's own diary (LOG) and lock apart: they hold nothing of ours."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("LOG", "LOG.old", "LOCK")
+    }
+
+
+# --- The exercise ---
+
+
+def test_the_exercise_as_it_is_written(tmp_path: Path) -> None:
+    outputs = [run(script, tmp_path) for script in SCRIPTS * 2]
+    assert [result.returncode for result in outputs] == [0, 0, 0, 0]
+    assert [result.stderr for result in outputs] == ["", "", "", ""]
+    appended, first, appended_again, second = [result.stdout for result in outputs]
+    assert appended == appended_again == ""
+    match = re.fullmatch(r"\{peer: '([0-9a-f]{32})', seq: 1, entry: 'hello world'\}\n", first)
+    assert match
+    id = match[1]
+    assert second == (
+        f"{{peer: '{id}', seq: 1, entry: 'hello world'}}\n"
+        f"{{peer: '{id}', seq: 2, entry: 'hello world'}}\n"
+    )
+
+
+def test_only_the_database_is_left_behind(tmp_path: Path) -> None:
+    for script in SCRIPTS:
+        run(script, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs.db"]
+    assert (tmp_path / "logs.db").is_dir()
+
+
+def test_reading_before_anything_was_appended_prints_nothing(tmp_path: Path) -> None:
+    result = run("read.py", tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    run("append.py", tmp_path)
+    assert run("read.py", tmp_path).stdout.count("\n") == 1
+
+
+def test_every_entry_of_every_log_is_printed_on_a_line_of_its_own(tmp_path: Path) -> None:
+    with plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True) as db:
+        logs = Scuttleup(db, id="b", value_encoding="utf-8")
+        logs.extend(["two\nlines", "grüße 😀", "\x1b[31mred", ""])
+        Scuttleup(db.prefixed_db(b""), id="a").append(b"a\xff")
+        db.put("m\xffid".encode(), b"b")
+    assert run("read.py", tmp_path, PYTHONUTF8="1").stdout.splitlines() == [
+        "{peer: 'a', seq: 1, entry: 'a\ufffd'}",
+        "{peer: 'b', seq: 1, entry: 'two\\nlines'}",
+        "{peer: 'b', seq: 2, entry: 'grüße 😀'}",
+        "{peer: 'b', seq: 3, entry: '\\x1b[31mred'}",
+        "{peer: 'b', seq: 4, entry: ''}",
+    ]
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_an_escape(tmp_path: Path) -> None:
+    with plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True) as db:
+        Scuttleup(db, id="us").append("é😀")
+    result = run("read.py", tmp_path, PYTHONIOENCODING="ascii")
+    assert result.stderr == ""
+    assert result.stdout == "{peer: 'us', seq: 1, entry: '\\xe9\\U0001f600'}\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_fits_on_half_a_page(script: str) -> None:
+    assert len((ROOT / script).read_text().splitlines()) <= 20
+
+
+# --- Trouble ---
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_database_that_another_process_holds(tmp_path: Path, script: str) -> None:
+    with plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True) as db:
+        logs = Scuttleup(db, id="us", value_encoding="utf-8")
+        logs.append("mine")
+        check_fails_in_one_line(run(script, tmp_path), script)
+        logs.append("mine too")
+    assert run("read.py", tmp_path).stdout == (
+        "{peer: 'us', seq: 1, entry: 'mine'}\n{peer: 'us', seq: 2, entry: 'mine too'}\n"
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_path_that_is_a_file(tmp_path: Path, script: str) -> None:
+    (tmp_path / "logs.db").write_text("precious")
+    check_fails_in_one_line(run(script, tmp_path), script)
+    assert contents(tmp_path) == {"logs.db": b"precious"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_path_that_is_a_folder_but_no_database(tmp_path: Path, script: str) -> None:
+    (tmp_path / "logs.db" / "photos").mkdir(parents=True)
+    (tmp_path / "logs.db" / "photos" / "1.jpg").write_text("precious")
+    (tmp_path / "logs.db" / "diary.log").write_text("precious")
+    before = contents(tmp_path)
+    check_fails_in_one_line(run(script, tmp_path), script)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_link_that_leads_nowhere(tmp_path: Path, script: str) -> None:
+    (tmp_path / "logs.db").symlink_to(tmp_path / "not" / "mounted")
+    check_fails_in_one_line(run(script, tmp_path), script)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A database of three entries that was opened three times."""
+    for _ in range(3):
+        run("append.py", tmp_path)
+    return tmp_path / "logs.db"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("part", ["CURRENT", "MANIFEST-*"])
+def test_a_database_with_a_part_missing_loses_nothing_more(
+    tmp_path: Path, database: Path, script: str, part: str
+) -> None:
+    """Over such a one LevelDB would, if told to create what is missing, make an empty one."""
+    printed = run("read.py", tmp_path).stdout
+    assert printed.count("\n") == 3
+    (missing,) = database.glob(part)
+    missing.rename(tmp_path / "away")
+    before = contents(database)
+    check_fails_in_one_line(run(script, tmp_path), script)
+    assert contents(database) == before
+    (tmp_path / "away").rename(missing)
+    assert run("read.py", tmp_path).stdout == printed
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"MANIFEST-999999\n"])
+def test_a_database_whose_beginning_is_garbage_loses_nothing_more(
+    tmp_path: Path, database: Path, script: str, garbage: bytes
+) -> None:
+    printed = run("read.py", tmp_path).stdout
+    current = (database / "CURRENT").read_bytes()
+    (database / "CURRENT").write_bytes(garbage)
+    before = contents(database)
+    check_fails_in_one_line(run(script, tmp_path), script)
+    assert contents(database) == before
+    (database / "CURRENT").write_bytes(current)
+    assert run("read.py", tmp_path).stdout == printed
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    with plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True) as db:
+        Scuttleup(db, id="us").extend(["x" * 100] * 20_000)
+    return tmp_path
+
+
+def test_a_reader_that_has_seen_enough_ends_read_quietly(large: Path) -> None:
+    reading = subprocess.Popen(
+        [sys.executable, str(ROOT / "read.py")],
+        cwd=large,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    head = subprocess.run(
+        ["head", "-1"], stdin=reading.stdout, capture_output=True, timeout=LIMIT, check=True
+    )
+    assert reading.stdout
+    reading.stdout.close()
+    _, errors = reading.communicate(timeout=LIMIT)
+    assert head.stdout == b"{peer: 'us', seq: 1, entry: '%b'}\n" % (b"x" * 100)
+    assert errors == b""
+
+
+# --- The package ---
+
+
+def test_importing_the_package_loads_neither_asyncio_nor_json() -> None:
+    """What a program does not use must not cost it its start."""
+    code = (
+        "import sys; before = set(sys.modules); import scuttleup;"
+        "print(*sorted({'asyncio', 'json', 'decimal'} & (set(sys.modules) - before)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT
+    )
+    assert result.stdout == "\n"
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert files("scuttleup").joinpath("py.typed").is_file()
+    assert 'scuttleup = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
+
+
+# A module imports only from lower floors. `from . import …` is all that the package has to show.
+FLOORS = {
+    "__main__": 5,
+    "__init__": 4.5,
+    "peer": 4.5,
+    "log": 4,
+    "read_stream": 3,
+    "connection": 3,
+    "replication": 2,
+    "store": 1,
+    "changes": 0,
+    "encodings": 0,
+    "errors": 0,
+    "keys": 0,
+    "messages": 0,
+}
+
+MODULES = sorted((ROOT / "scuttleup").glob("**/*.py"))
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The modules of the package that one of them imports, `TYPE_CHECKING` or not."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = f"scuttleup.{node.module or ''}" if node.level else node.module or ""
+            names = [f"{module.rstrip('.')}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "scuttleup":
+                module = rest.partition(".")[0]
+                found.add(module if module in FLOORS else "__init__")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[path.stem for path in MODULES])
+def test_a_module_knows_only_the_floors_below_it(path: Path) -> None:
+    floor = FLOORS[path.stem]
+    below = {module for module in FLOORS if FLOORS[module] < floor}
+    assert imported(ast.parse(path.read_text())) <= below
+
+
+def test_the_floors_are_those_of_real_modules() -> None:
+    """Else the test above could look for imports and find none."""
+    log = ast.parse((ROOT / "scuttleup" / "log.py").read_text())
+    assert imported(log) >= {"store", "keys", "read_stream"}
+    assert imported(ast.parse("def f():\n if TYPE_CHECKING:\n  from .log import x")) == {"log"}
+    assert imported(ast.parse("from . import log, Scuttleup")) == {"log", "__init__"}
+    assert imported(ast.parse("import scuttleup.store, os")) == {"store"}
