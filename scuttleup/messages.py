@@ -239,7 +239,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     pos, size = 0, len(message)
     groups: list[int] = []  # that are open
     while pos < size:
-        tag, pos = _decode_varint(message, pos)
+        tag, pos = _decode_varint(message, pos, 5)
         number, wire_type = tag >> 3, tag & 7
         value: int | bytes | None = None
         if not 0 < number < 1 << 29:
@@ -268,9 +268,9 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         raise ValueError("a message that ends in the middle of a field")
 
 
-def _decode_varint(message: bytes, pos: int) -> tuple[int, int]:
+def _decode_varint(message: bytes, pos: int, most: int = 10) -> tuple[int, int]:
     value = shift = 0
-    for end in range(pos, min(pos + 10, len(message))):
+    for end in range(pos, min(pos + most, len(message))):
         value |= (message[end] & 0x7F) << shift
         if message[end] < 0x80:
             return value, end + 1
