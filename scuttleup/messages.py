@@ -101,14 +101,16 @@ class Decoder:
 
     def message(self) -> bytes | None:
         """The next message, None as long as it is not all there."""
-        start = end = 0
-        while start == end:
-            start, end = self._frame(self._buffer, end)
+        message = b""
+        pos = 0
+        while not message:
+            start, end = self._frame(self._buffer, pos)
             if end > len(self._buffer):
-                return None
-        message = bytes(self._buffer[start:end])
-        del self._buffer[:end]
-        return message
+                break
+            message = bytes(self._buffer[start:end])
+            pos = end
+        del self._buffer[:pos]
+        return message or None
 
     def changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
         """The Changes that are all there, in runs: (peer, first number, entries)."""
@@ -135,6 +137,8 @@ class Decoder:
                 if (length > 0x7F and buffer[start - 1] > 0x7F) or length > self._limit:
                     start, end = self._frame(self._buffer, pos)
                 if end > size:
+                    if start > size:
+                        end = size + 1  # the length goes on
                     break
                 if head is not None and buffer.startswith(head, start):
                     at = start + len(head)
@@ -249,7 +253,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif wire_type == 1:
             pos += 8
         elif wire_type == 2:
-            length, start = _decode_varint(message, pos)
+            length, start = _decode_varint(message, pos, 5)
             pos = start + length
             value = message[start:pos]
         elif wire_type == 3 and len(groups) < _MAX_GROUPS:

@@ -72,6 +72,7 @@ class ReplicationStream:
         # What the remote has above our heads, (peer, seq), and so is going to send.
         self._promised: list[tuple[str, int]] = []
         self._decoder = Decoder(max_frame)
+        self._failed = False
         self._sent = self._received = 0
         self._handshake = encode_handshake(store.id, store.heads.copy(), mode)
 
@@ -133,10 +134,12 @@ class ReplicationStream:
         Raises ProtocolError when the remote is in error; what came before that is stored. Raises
         `plyvel.Error` when the disk is.
         """
+        if self._failed:
+            raise ProtocolError("this replication ended with an error")
+        self._failed = True
         try:
             if not data:
                 self._receive_eof()
-                return
             self._decoder.feed(data)
             if self._remote is None and (message := self._decoder.message()):
                 self._receive_handshake(decode_handshake(message))
@@ -144,6 +147,7 @@ class ReplicationStream:
                 self._receive_changes()
         except ValueError as error:
             raise ProtocolError(str(error)) from error
+        self._failed = False
 
     def _receive_handshake(self, remote: Handshake) -> None:
         check_peer(remote.id)
