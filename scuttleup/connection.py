@@ -19,9 +19,9 @@ from .store import Store
 
 READ_BYTES = 256 * 1024
 # Seconds.
-ALIVE = 60  # without a sign of life, or taking anything, or a handshake: the remote is gone
-PROMISED = 5  # without a byte of what was promised to us, one-shot: it was deleted over there
-LINGER = 1  # for the remote's end, after ours: who closes with bytes unread resets the connection
+ALIVE = 60  # a remote that gives no handshake, takes nothing or vanished is gone after that
+PROMISED = 5  # a one-shot waits so long for more of what it was promised: it may be deleted there
+LINGER = 10  # and, after its own end, for the remote's: until then the remote may still read
 
 
 async def replicate(
@@ -38,46 +38,66 @@ async def replicate(
     loop = asyncio.get_running_loop()
     loop_thread = threading.get_ident()
     news = asyncio.Event()  # for the sender: look again
+    closed: asyncio.Future[None] = loop.create_future()  # the log was
+
+    def look() -> None:
+        news.set()
+        if stream.closed and not closed.done():
+            closed.set_result(None)
 
     def wake() -> None:
         if threading.get_ident() == loop_thread:
-            news.set()
+            look()
         else:
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(news.set)
+                loop.call_soon_threadsafe(look)
 
     try:
         stream = ReplicationStream(
             store, mode=mode, live=live, verify=verify, max_frame=max_frame, wake=wake
         )
         _detect_loss(writer)
-        return await _run(stream, reader, writer, news)
+        await _run(stream, reader, writer, news, closed)
+        writer.close()
+        # With TLS, which has no end of one side alone, this is when the remote's end comes.
+        await asyncio.wait({asyncio.ensure_future(_closed(writer))}, timeout=LINGER)
     except plyvel.Error:  # which may be an OSError, too
         raise
     except OSError as error:
         raise ProtocolError(f"the connection broke: {error}") from error
     finally:
-        await _close(writer)
+        writer.transport.abort()
+    return stream.replicated
 
 
 async def _run(
-    stream: ReplicationStream, reader: StreamReader, writer: StreamWriter, news: asyncio.Event
-) -> Replicated:
+    stream: ReplicationStream,
+    reader: StreamReader,
+    writer: StreamWriter,
+    news: asyncio.Event,
+    closed: asyncio.Future[None],
+) -> None:
     receiver = asyncio.create_task(_receive(stream, reader, news))
-    sender = asyncio.create_task(_send(stream, writer, news, receiver))
+    sender = asyncio.create_task(_send(stream, writer, news))
+    watcher = asyncio.create_task(_watch(stream, writer, news, receiver))
+    # In this order: what is wrong with the remote comes before what became of it.
+    tasks = (receiver, watcher, sender)
+    pending: set[asyncio.Future[None]] = {closed, *tasks}
     try:
-        await asyncio.wait({receiver, sender}, return_when=asyncio.FIRST_COMPLETED)
-        if receiver.done():
-            receiver.result()  # first: what is wrong with the remote, not what became of it
-        await sender
-        await asyncio.wait({receiver}, timeout=LINGER)
-        if receiver.done():
+        while not sender.done() and not closed.done():
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and not stream.closed:
+                    task.result()
+        if writer.can_write_eof() and not stream.closed:
+            await asyncio.wait(
+                {closed, receiver}, timeout=LINGER, return_when=asyncio.FIRST_COMPLETED
+            )
+        if receiver.done() and not stream.closed:
             receiver.result()
-        return stream.replicated
     finally:
-        receiver.cancel()
-        sender.cancel()
-        await asyncio.gather(receiver, sender, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
         stream.close()
 
 
@@ -89,61 +109,59 @@ async def _receive(stream: ReplicationStream, reader: StreamReader, news: asynci
         news.set()
 
 
-async def _send(
+async def _send(stream: ReplicationStream, writer: StreamWriter, news: asyncio.Event) -> None:
+    while True:
+        news.clear()
+        if data := stream.data_to_send():
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(0)  # a drain that need not wait does not let others run
+        elif stream.finished:
+            break
+        else:
+            await news.wait()
+    writer.transport.set_write_buffer_limits(0)
+    await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+
+
+async def _watch(
     stream: ReplicationStream,
     writer: StreamWriter,
     news: asyncio.Event,
     receiver: asyncio.Task[None],
 ) -> None:
-    while not stream.finished:
-        if data := stream.data_to_send():
-            writer.write(data)
-            await _drain(writer)
-            await asyncio.sleep(0)  # a drain that need not wait does not let others run
-        elif stream.remote_id is None:
-            if not await _within(ALIVE, news):
-                raise ProtocolError(f"no handshake within {ALIVE} seconds")
-        elif stream.waiting:
-            if not await _within(PROMISED, news):
-                stream.stop_waiting()
-        elif receiver.done():
-            if not await _within(ALIVE / 4, news):
-                _check_loss(writer)
-        else:
-            await news.wait()
-        news.clear()
-    writer.transport.set_write_buffer_limits(0)
-    await _drain(writer)
-    if writer.can_write_eof():
-        writer.write_eof()
+    """Keep the time limits; all in one place, and looked at only now and then."""
+    now = asyncio.get_running_loop().time
+    begun = written = progressed = asked = now()
+    progress = 0
+    outgoing = (0, 0)
+    while True:
+        await asyncio.sleep(min(ALIVE, PROMISED) / 5)
+        if stream.remote_id is None and now() - begun > ALIVE:
+            raise ProtocolError(f"no handshake within {ALIVE} seconds")
+        unwritten = writer.transport.get_write_buffer_size()
+        if not unwritten or outgoing != (stream.replicated.sent, unwritten):
+            outgoing, written = (stream.replicated.sent, unwritten), now()
+        elif now() - written > ALIVE:
+            raise ProtocolError(f"the remote took nothing for {ALIVE} seconds")
+        if stream.progress != progress or unwritten or not stream.waiting:
+            progress, progressed = stream.progress, now()
+        elif now() - progressed > PROMISED:
+            stream.stop_waiting()
+            news.set()
+        if receiver.done():
+            # After the remote's end, nothing tells when it leaves for good. An empty frame does.
+            if now() - asked > ALIVE / 3:
+                asked = now()
+                writer.write(b"\0")
+            _check_loss(writer)
 
 
-async def _within(seconds: float, news: asyncio.Event) -> bool:
-    # A twentieth of what asyncio.wait_for takes, which makes a task of it.
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    timer = loop.call_at(deadline, news.set)
-    try:
-        await news.wait()
-    finally:
-        timer.cancel()
-    return loop.time() < deadline
-
-
-async def _drain(writer: StreamWriter) -> None:
-    if writer.transport.get_write_buffer_size():
-        try:
-            await asyncio.wait_for(writer.drain(), ALIVE)
-        except asyncio.TimeoutError:
-            raise ProtocolError(f"the remote took nothing for {ALIVE} seconds") from None
-
-
-async def _close(writer: StreamWriter) -> None:
-    writer.close()
-    try:
-        await asyncio.wait_for(writer.wait_closed(), LINGER)
-    except (OSError, asyncio.TimeoutError):
-        writer.transport.abort()
+async def _closed(writer: StreamWriter) -> None:
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 def _detect_loss(writer: StreamWriter) -> None:
@@ -163,7 +181,9 @@ def _detect_loss(writer: StreamWriter) -> None:
 
 
 def _check_loss(writer: StreamWriter) -> None:
-    """Raise OSError if the kernel has. asyncio does not look after the remote's end of file."""
+    """Raise OSError if the connection is lost and nobody has been told."""
     sock = writer.get_extra_info("socket")
     if sock is not None and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
         raise OSError(code, os.strerror(code))
+    if writer.transport.is_closing():
+        raise ConnectionResetError("the remote is gone")

@@ -95,9 +95,9 @@ class Decoder:
         self._buffer += data
 
     @property
-    def empty(self) -> bool:
-        """Whether all that came in is decoded."""
-        return not self._buffer
+    def pending(self) -> int:
+        """How many bytes there are of a frame that is not all there."""
+        return len(self._buffer)
 
     def message(self) -> bytes | None:
         """The next message, None as long as it is not all there."""

@@ -74,6 +74,8 @@ class ReplicationStream:
         self._decoder = Decoder(max_frame)
         self._failed = False
         self._sent = self._received = 0
+        # Goes up with every part of what was promised. One large entry counts as it comes.
+        self.progress = 0
         self._handshake = encode_handshake(store.id, store.heads.copy(), mode)
 
     @property
@@ -87,12 +89,17 @@ class ReplicationStream:
         return Replicated(self._sent, self._received)
 
     @property
+    def closed(self) -> bool:
+        """Whether the log was closed, or this."""
+        return self._watch.closed
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing more to send or to wait for.
 
         A live stream is finished only when the remote has ended, or the log was closed.
         """
-        if self._watch.closed:
+        if self.closed:
             return True
         if self._remote is None or self._live:
             return False
@@ -117,6 +124,8 @@ class ReplicationStream:
 
     def data_to_send(self) -> bytes:
         """The next 64 KiB or so for the remote; b"" when there is nothing now."""
+        if self.closed:
+            return b""
         if self._handshake:
             data, self._handshake = self._handshake, b""
             return data
@@ -144,7 +153,8 @@ class ReplicationStream:
             if self._remote is None and (message := self._decoder.message()):
                 self._receive_handshake(decode_handshake(message))
             if self._remote is not None:
-                self._receive_changes()
+                self._receive_changes(self._remote)
+            self.progress += self._decoder.pending >> 16
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         self._failed = False
@@ -169,7 +179,7 @@ class ReplicationStream:
             if self._live:
                 self._watch = self._follower
 
-    def _receive_changes(self) -> None:
+    def _receive_changes(self, remote: Handshake) -> None:
         own_id = self._store.id
         own_head = self._store.heads.get(own_id, 0)
         runs: list[Run] = []
@@ -191,6 +201,8 @@ class ReplicationStream:
                         accepted.append(change.entry)
                 else:
                     runs.append(Run(peer, first, entries))
+                if first <= remote.head.get(peer, 0):
+                    self.progress += 1
                 # Before the store tells our follower of it, which is not to send it back.
                 self._since[peer] = max(self._since.get(peer, 0), last)
         finally:
@@ -198,7 +210,7 @@ class ReplicationStream:
             self._received += self._store.write(runs) if runs else 0
 
     def _receive_eof(self) -> None:
-        if not self._decoder.empty:
+        if self._decoder.pending:
             raise ProtocolError("the connection ended in the middle of a frame")
         if self._remote is None:
             raise ProtocolError("the connection ended before the handshake")

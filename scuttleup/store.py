@@ -208,11 +208,11 @@ class Store:
     def close(self) -> None:
         """End every live follower and refuse every write. The database stays open."""
         with self._lock:
+            # First, so that a follower's reader knows why a write of its own is refused.
+            for ref in list(self._followers.values()):
+                if follower := ref():
+                    follower.close()
             self._closed = True
-            followers = list(self._followers.values())
-        for ref in followers:
-            if follower := ref():
-                follower.close()
 
 
 class Follower:

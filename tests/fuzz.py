@@ -9,6 +9,7 @@ valid traffic is mutated: bits, numbers, splices, lengths. An input that does ha
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import sys
 import tempfile
@@ -26,7 +27,7 @@ except ImportError:
     atheris = None
 
 with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullcontext():
-    from scuttleup import Change, ProtocolError, Scuttleup
+    from scuttleup import Change, ProtocolError, ReplicationStream, Scuttleup
     from scuttleup.messages import Decoder, encode_changes, encode_handshake
 
 MAX = 2**32 - 1
@@ -37,6 +38,7 @@ HAS = [
     *[Change("us", seq, b"ours %d" % seq) for seq in (1, 2, 3)],
     *[Change("far", seq, b"theirs %d" % seq) for seq in (1, 2, 5)],
 ]
+VALID = encode_handshake("far", {"far": 9}, "sync") + encode_changes("far", 6, [b"valid"])
 INTERESTING = [0, 1, 4, 5, 127, 128, LIMIT, 2**31, MAX, MAX + 1, 2**63, 2**64 - 1]
 IDS = [b"us", b"far", b"new", b"", b"\xff", "\xff".encode(), "\u0100".encode(), b"us\0"]
 STREAMS_BEFORE_A_NEW_DATABASE = 5_000
@@ -45,10 +47,10 @@ STREAMS_BEFORE_A_NEW_DATABASE = 5_000
 class Target:
     """Peers that hear an input; each has a part of one LevelDB, which is renewed in time."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str) -> None:
         self.inputs = self.errors = 0
+        self._folder = folder
         self._streams = STREAMS_BEFORE_A_NEW_DATABASE
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._db: Any = None
 
     def try_input(self, data: bytes) -> None:
@@ -86,6 +88,7 @@ class Target:
             self.errors += 1
             error = str(caught)
             assert error, "an error that does not say what was wrong"
+            assert is_over(stream), "it goes on after an error"
         while stream.data_to_send():
             pass
         assert stream.finished in (True, False)
@@ -100,24 +103,27 @@ class Target:
         ours = [change.seq for change in changes if change.peer == "us"]
         assert ours == list(range(1, len(ours) + 1)), "our own log has a gap"
         assert stream.replicated.received == len(changes) - len(HAS)
-        if verify:
-            assert all(map(verify, changes[len(HAS) :])) or changes[: len(HAS)] != HAS
+        assert not verify or all(map(verify, changes)), "stored against the word of verify"
         assert logs.append(b"next").seq == len(ours) + 1
         return after, error
 
     def _empty_db(self) -> Any:
         self._streams += 1
         if self._streams > STREAMS_BEFORE_A_NEW_DATABASE:
-            self.close()
-            self._folder = tempfile.TemporaryDirectory()
-            self._db = plyvel.DB(self._folder.name, create_if_missing=True)
+            if self._db:
+                self._db.close()
+                plyvel.destroy_db(self._folder)
+            self._db = plyvel.DB(self._folder, create_if_missing=True)
             self._streams = 0
         return self._db.prefixed_db(b"%d/" % self._streams)
 
-    def close(self) -> None:
-        if self._folder:
-            self._db.close()
-            self._folder.cleanup()
+
+def is_over(stream: ReplicationStream) -> bool:
+    try:
+        stream.receive_data(VALID)
+    except ProtocolError:
+        return True
+    return False
 
 
 def pieces(wire: bytes, size: int) -> list[bytes]:
@@ -206,35 +212,36 @@ def mutate_bytes(data: bytes, other: bytes, choose: random.Random) -> bytes:
 # --- The two drivers ------------------------------------------------------------------------------
 
 
-def fuzz_with_atheris(target: Target, seconds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder)
-        for number, seed in enumerate(seeds()):
-            corpus.joinpath(str(number)).write_bytes(seed)
-        known = seeds()
+def fuzz_with_atheris(target: Target, seconds: int, folder: Path) -> None:
+    """Never returns: libFuzzer ends the process."""
+    known = seeds()
+    for number, seed in enumerate(known):
+        folder.joinpath(str(number)).write_bytes(seed)
 
-        def mutate_seeded(data: bytes, max_size: int, seed: int) -> bytes:
-            choose = random.Random(seed)
-            if choose.random() < 0.3:
-                return bytes(atheris.Mutate(data, max_size))
-            return mutate(data, choose.choice(known), choose)[:max_size]
+    def mutate_known(data: bytes, max_size: int, seed: int) -> bytes:
+        choose = random.Random(seed)
+        if choose.random() < 0.3:
+            return bytes(atheris.Mutate(data, max_size))
+        return mutate(data, choose.choice(known), choose)[:max_size]
 
-        atheris.Setup(
-            [
-                sys.argv[0],
-                str(corpus),
-                f"-max_total_time={seconds}",
-                "-max_len=2000",
-                f"-artifact_prefix={folder}/",
-                "-print_final_stats=1",
-            ],
-            target.try_input,
-            custom_mutator=mutate_seeded,
-        )
-        atheris.Fuzz()
+    atheris.Setup(
+        [
+            sys.argv[0],
+            str(folder),
+            f"-max_total_time={seconds}",
+            "-max_len=2000",
+            f"-artifact_prefix={folder}/",
+            "-print_final_stats=1",
+        ],
+        target.try_input,
+        custom_mutator=mutate_known,
+    )
+    atheris.Fuzz()
 
 
-def fuzz_by_mutation(target: Target, seconds: int, seed: int) -> None:
+def fuzz_by_mutation(target: Target, seconds: int) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
     choose = random.Random(seed)
     known = seeds()
     for data in known:
@@ -245,20 +252,24 @@ def fuzz_by_mutation(target: Target, seconds: int, seed: int) -> None:
         for _ in range(choose.randrange(1, 4)):
             data = mutate(data, choose.choice(known), choose)
         target.try_input(data)
+    print(f"{target.inputs} inputs, each heard twice; {target.errors} ProtocolErrors")
 
 
-def main(seconds: int) -> None:
-    target = Target()
-    if atheris:
-        print(f"atheris for {seconds} seconds")
-        fuzz_with_atheris(target, seconds)  # ends the process
-    else:
-        seed = random.randrange(2**32)
-        print(f"mutations of valid traffic for {seconds} seconds, seed {seed}")
-        fuzz_by_mutation(target, seconds, seed)
-    print(f"{target.inputs} inputs, {target.errors} of the runs ended in a ProtocolError")
-    target.close()
+def main(seconds: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder, "corpus")
+        corpus.mkdir()
+        target = Target(str(Path(folder, "db")))
+        if not atheris:
+            fuzz_by_mutation(target, seconds)
+            return 0
+        # In a process of its own, so that somebody is left to remove the folder.
+        child = os.fork()
+        if child == 0:
+            fuzz_with_atheris(target, seconds, corpus)
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60)
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 60))
