@@ -90,8 +90,10 @@ async def _run(
                 if task.done() and not stream.closed:
                     task.result()
         if writer.can_write_eof() and not stream.closed:
+            # Who got nothing from us has nothing more to read.
+            limit = LINGER if stream.replicated.sent else min(LINGER, 1)
             await asyncio.wait(
-                {closed, receiver}, timeout=LINGER, return_when=asyncio.FIRST_COMPLETED
+                {closed, receiver}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
             )
         if receiver.done() and not stream.closed:
             receiver.result()
@@ -120,8 +122,9 @@ async def _send(stream: ReplicationStream, writer: StreamWriter, news: asyncio.E
             break
         else:
             await news.wait()
-    writer.transport.set_write_buffer_limits(0)
-    await writer.drain()
+    if _unwritten(writer):  # a limit of 0 stops an idle TLS transport for good
+        writer.transport.set_write_buffer_limits(0)
+        await writer.drain()
     if writer.can_write_eof():
         writer.write_eof()
 
@@ -141,7 +144,7 @@ async def _watch(
         await asyncio.sleep(min(ALIVE, PROMISED) / 5)
         if stream.remote_id is None and now() - begun > ALIVE:
             raise ProtocolError(f"no handshake within {ALIVE} seconds")
-        unwritten = writer.transport.get_write_buffer_size()
+        unwritten = _unwritten(writer)
         if not unwritten or outgoing != (stream.replicated.sent, unwritten):
             outgoing, written = (stream.replicated.sent, unwritten), now()
         elif now() - written > ALIVE:
@@ -178,6 +181,13 @@ def _detect_loss(writer: StreamWriter) -> None:
     ):
         if hasattr(socket, name):  # not every system has all of them
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _unwritten(writer: StreamWriter) -> int:
+    try:
+        return writer.transport.get_write_buffer_size()
+    except AttributeError:  # Python 3.10: its TLS transport, once the connection is lost
+        return 0
 
 
 def _check_loss(writer: StreamWriter) -> None:

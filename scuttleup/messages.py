@@ -30,6 +30,7 @@ _MODES = {"sync": 1, "push": 2, "pull": 3}
 MODES = {number: mode for mode, number in _MODES.items()}
 _MAX_UINT32 = 2**32 - 1
 _MAX_GROUPS = 100  # one in the other, as Google's decoders have it
+_MAX_FIELDS = 1000  # of a Change or Digest: a hostile one of 16 MiB took 14 s to look through
 
 _BYTE = [bytes([byte]) for byte in range(256)]
 
@@ -189,7 +190,7 @@ def decode_handshake(message: bytes) -> Handshake:
     id: str | None = None
     head: dict[str, int] = {}
     mode = "sync"
-    for number, value in _fields(message):
+    for number, value in _fields(message, len(message)):
         if number == 1 and isinstance(value, bytes):
             id = value.decode()
         elif number == 2 and isinstance(value, bytes):
@@ -205,6 +206,12 @@ def decode_handshake(message: bytes) -> Handshake:
 
 
 def _decode_digest(message: bytes) -> tuple[str, int]:
+    # The usual order in half the time, for there may be 100,000 of them.
+    end = 2 + message[1] if len(message) > 4 and message[0] == 0x0A else 0
+    if 2 <= end < min(0x82, len(message) - 1) and message[end] == 0x10:
+        last, size = _decode_varint(message, end + 1)
+        if size == len(message):
+            return message[2:end].decode(), _uint32(last)
     peer = seq = None
     for number, value in _fields(message):
         if number == 1 and isinstance(value, bytes):
@@ -238,11 +245,13 @@ def _is_change(message: bytes) -> bool:
     return True
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(message: bytes, most: int = _MAX_FIELDS) -> Iterator[tuple[int, int | bytes]]:
     """The fields with varint or length-delimited values; the others are read and left out."""
     pos, size = 0, len(message)
     groups: list[int] = []  # that are open
-    while pos < size:
+    for _ in range(most):
+        if pos >= size:
+            break
         tag, pos = _decode_varint(message, pos, 5)
         number, wire_type = tag >> 3, tag & 7
         value: int | bytes | None = None
@@ -268,8 +277,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             break
         if value is not None and not groups:
             yield number, value
-    if pos > size or groups:
-        raise ValueError("a message that ends in the middle of a field")
+    if pos != size or groups:
+        raise ValueError(f"a message that ends in the middle of a field, or of {most} fields")
 
 
 def _decode_varint(message: bytes, pos: int, most: int = 10) -> tuple[int, int]:

@@ -102,11 +102,14 @@ class _Alarm:
     """Wakes the reader that sleeps, be it a thread or a task."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        # Held while nothing has rung. Not an Event: a Ctrl-C in its Python code leaves it stuck.
+        self._silence = threading.Lock()
+        self._silence.acquire()
         self._wake_task: Callable[[], object] | None = None
 
     def ring(self) -> None:
-        self._event.set()
+        with suppress(RuntimeError):  # it has rung already
+            self._silence.release()
         if wake_task := self._wake_task:
             with suppress(RuntimeError):  # the event loop is closed, the task sleeps for ever
                 wake_task()
@@ -114,9 +117,9 @@ class _Alarm:
     # Both first get ready to be woken and then look: what comes after the look wakes them.
 
     def wait(self, idle: Callable[[], bool]) -> None:
-        self._event.clear()
+        self._silence.acquire(blocking=False)
         if idle():
-            self._event.wait()
+            self._silence.acquire()
 
     async def wait_async(self, idle: Callable[[], bool]) -> None:
         import asyncio

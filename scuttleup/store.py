@@ -57,7 +57,8 @@ class Store:
         # that whether it is empty costs an append 4 %.
         self._followers: dict[int, weakref.ref[Follower]] = {}
         self._closed = False
-        self._in_doubt = False  # a write began and was not seen to succeed
+        # The heads before a write that began and was not seen to end, for `_recover`.
+        self._in_doubt: dict[str, int] | None = None
         self.id = _load_id(db, id)
         self.heads = _load_heads(db)
         self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
@@ -65,19 +66,20 @@ class Store:
     def append(self, entry: bytes, sync: bool | None = None) -> int:
         """Store one entry of our own and return its number."""
         with self._lock:
-            if self._in_doubt or self._closed:
+            if self._in_doubt is not None or self._closed:
                 self._prepare_to_write()
-            self._in_doubt = True
+            head = self.heads.get(self.id, 0)
+            self._in_doubt = {self.id: head}
             key = next(self._own_keys, None)
             if key is None:
-                self._in_doubt = False
+                self._in_doubt = None
                 raise OverflowError(f"the log of {self.id!r} is full, its last number is {MAX_SEQ}")
             self._db.put(key, entry, sync=self._sync if sync is None else sync)
-            self.heads[self.id] = seq = self.heads.get(self.id, 0) + 1
-            self._in_doubt = False
+            self.heads[self.id] = head + 1
             if self._followers:
-                self._notify({self.id: seq - 1})
-            return seq
+                self._notify(self._in_doubt)
+            self._in_doubt = None
+            return head + 1
 
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
         """Store entries of our own, all or none, and return the number of the first."""
@@ -122,7 +124,7 @@ class Store:
             heads[peer] = first + len(entries) - 1
             count += len(entries)
         if count:
-            self._in_doubt = True
+            self._in_doubt = {peer: self.heads.get(peer, 0) for peer in heads}
             batch.write()
             self._advance(heads)
         return count
@@ -135,26 +137,26 @@ class Store:
             batch.delete(log_prefix(peer) + pack_seq(seq))
             if seq == self.heads.get(peer):
                 batch.put(DELETED_HEADS + peer.encode(), pack_seq(seq))
-            self._in_doubt = True
+            self._in_doubt = {}
             batch.write()
-            self._in_doubt = False
+            self._in_doubt = None
 
     def _advance(self, heads: dict[str, int]) -> None:
         """LevelDB has everything up to `heads`: say so."""
-        before = {peer: self.heads.get(peer, 0) for peer in heads}
         self.heads.update(heads)
-        if self.id in heads:
+        if self._in_doubt and self.id in self._in_doubt:
             self._own_keys = self._keys_to_come()
-        self._in_doubt = False
-        if self._followers:
-            self._notify(before)
+        if self._in_doubt and self._followers:
+            self._notify(self._in_doubt)
+        self._in_doubt = None  # last: what a Ctrl-C leaves undone is done again
 
     def _notify(self, before: dict[str, int]) -> None:
         followers = [follower for ref in list(self._followers.values()) if (follower := ref())]
         for peer, after in before.items():
-            last = self.heads[peer]
-            for follower in followers:
-                follower.notify(peer, after, last)
+            last = self.heads.get(peer, 0)
+            if after < last:
+                for follower in followers:
+                    follower.notify(peer, after, last)
 
     def _keys_to_come(self) -> Iterator[bytes]:
         head = self.heads.get(self.id, 0)
@@ -163,21 +165,22 @@ class Store:
     def _prepare_to_write(self) -> None:
         if self._closed:
             raise ScuttleupError("this log is closed")
-        if self._in_doubt:
+        if self._in_doubt is not None:
             self._recover()
 
     def _recover(self) -> None:
         # After a write that the disk refused, LevelDB 1.22 goes on in a journal in which it has
         # lost count of the blocks: whatever it acknowledges from then on may be gone at the next
         # opening. A compaction, even of nothing, makes it save what it holds and begin a new
-        # journal. As long as the disk refuses, the put raises and all stays as it is.
-        self._db.put(ID, self.id.encode(), sync=True)
-        getattr(self._db, "db", self._db).compact_range(start=ID, stop=ID)
+        # journal. If it cannot save that it refuses all writes from then on, and a write to see
+        # whether it can would go behind half a record, where it looks like damage.
+        db = getattr(self._db, "db", self._db)
+        _check_room(db.name)
+        db.compact_range(start=ID, stop=ID)
         # After a Ctrl-C, which Python raises just after the call that it came in, LevelDB may
         # well have the batch.
         found = _load_heads(self._db)
         self._advance({p: head for p, head in found.items() if head > self.heads.get(p, 0)})
-        self._own_keys = self._keys_to_come()
 
     def get(self, peer: str, seq: int) -> bytes:
         """The entry number `seq` of `peer`, else EntryNotFound."""
@@ -237,6 +240,7 @@ class Follower:
         self.closed = False
         self._db = db
         self._runs: Iterator[Run] | None = _read_spans(db, since, spans) if spans else None
+        self._error: plyvel.Error | None = None
         self._fresh: dict[str, tuple[int, int]] = {}  # peer: (after, last)
         self._lock = threading.Lock()  # of _fresh
         self._wake = wake
@@ -262,13 +266,20 @@ class Follower:
 
     def read(self) -> Run | None:
         """The next run of entries; None when there is nothing new."""
+        if self._error:
+            raise self._error  # what is damaged is not the end
         while not self.idle:
             if self._runs is None:
                 with self._lock:
                     fresh, self._fresh = self._fresh, {}
                 spans = [(peer, after, last) for peer, (after, last) in fresh.items()]
                 self._runs = _read_spans(self._db, self._since, spans)
-            if run := next(self._runs, None):
+            try:
+                run = next(self._runs, None)
+            except plyvel.Error as error:
+                self._error = error
+                raise
+            if run:
                 return run
             self._runs = None
         return None
@@ -283,6 +294,7 @@ def _read_spans(
             after = max(after, since.get(peer, 0))
             if after < last:
                 yield from _read_span(changes, peer, after, last)
+                since[peer] = last  # told of it once more, there is nothing to read
 
 
 def _read_span(changes: Any, peer: str, after: int, last: int) -> Iterator[Run]:
@@ -336,6 +348,24 @@ def _scan(db: Any, start: bytes, *, values: bool = True) -> Any:
 
 def _cut_short() -> plyvel.CorruptionError:
     return plyvel.CorruptionError(b"Corruption: a part of the database cannot be read")
+
+
+def _check_room(folder: str) -> None:
+    """Raise plyvel.IOError unless there is room for what LevelDB holds, which its journal has."""
+    from glob import escape, glob  # only here: few programs ever come here
+
+    held = sum(map(os.path.getsize, glob(escape(folder) + "/*.log")))
+    probe = os.path.join(folder, "probe")
+    try:
+        try:
+            with open(probe, "wb") as file:
+                file.write(bytes(held + (64 << 10)))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            os.unlink(probe)
+    except OSError as error:
+        raise plyvel.IOError(f"IO error: {probe}: {error.strerror}".encode()) from error
 
 
 def _load_id(db: Any, id: str | None) -> str:

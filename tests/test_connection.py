@@ -903,6 +903,7 @@ def test_a_slow_remote_is_not_dropped(peer: MakeLogs, monkeypatch: pytest.Monkey
                 taken += 1
                 if taken <= 100:
                     await asyncio.sleep(0.02)
+            remote.end()
             assert await replication == Replicated(1, 0)
             assert size > 1_000_000
 

@@ -17,6 +17,7 @@ import pytest
 
 from scuttleup import Change, ReadStream, Scuttleup, ScuttleupError
 from scuttleup.keys import change_keys, log_prefix
+from scuttleup.read_stream import _Alarm
 from scuttleup.store import RUN_BYTES, RUN_ENTRIES
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class Reader:
 
     def waits(self) -> bool:
         frame = sys._current_frames().get(self.ident)
-        return frame is not None and frame.f_code is threading.Condition.wait.__code__
+        return frame is not None and frame.f_code is _Alarm.wait.__code__
 
     def join(self) -> list[Change]:
         self._end.result(LIMIT)
