@@ -36,7 +36,7 @@ def check_peer(peer: str) -> str:
     """
     if not isinstance(peer, str):
         raise TypeError(f"a peer id is a str, not {peer!r}")
-    if not peer or max(peer) >= "\xff":
+    if not peer or not (peer.isascii() or max(peer) < "\xff"):
         raise ValueError(f"a peer id is one or more characters below U+00FF, not {peer!r}")
     return peer
 
@@ -69,12 +69,16 @@ def pack_seq(seq: int) -> bytes:
     return b"fe%08x" % rest
 
 
+_SMALL = {digits: seq for seq, digits in enumerate(_HEX[:251]) if seq}
+
 # By the number of digits, what to take off the whole read as one hex number.
 _BIAS = {2 * width + 2: ((250 + width << 8 * width) - 251 if width else 0) for width in range(5)}
 
 
 def unpack_seq(digits: bytes) -> int:
     """The number that `pack_seq` made `digits` of; ValueError if it made them of none."""
+    if seq := _SMALL.get(digits, 0):
+        return seq
     try:
         seq = int(digits, 16) - _BIAS[len(digits)]
     except (ValueError, KeyError):

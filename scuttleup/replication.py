@@ -170,7 +170,11 @@ class ReplicationStream:
         self._sends = self._mode != "pull" and remote.mode != "push"
         self._receives = self._mode != "push" and remote.mode != "pull"
         if self._receives:
-            self._promised = list(remote.head.items())
+            self._promised = [
+                (peer, seq)
+                for peer, seq in remote.head.items()
+                if seq > self._store.heads.get(peer, 0)
+            ]
         if self._sends:
             self._since.update(remote.head)
             self._follower = self._store.follow(
