@@ -32,9 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "replicate":
         _check_replicate(parser, args)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
+    for fd in (0, 1, 2):  # where one is closed, LevelDB would open a file of its own as that
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if args.command != "replicate":  # there the pipe may be a remote's, who is not to end us
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     db = None
     try:
         # Create it only where there is nothing: LevelDB would make a new one over a damaged one.
@@ -139,7 +146,7 @@ def _complain(message: str) -> int:
 
 def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
     if args.entries:
-        logs.extend(args.entries)
+        logs.extend([os.fsencode(entry) for entry in args.entries])  # as they were typed
         return
     lines = Lines(logs)
     while lines.take(os.read(0, 1 << 16)):
@@ -151,27 +158,31 @@ class Lines:
 
     def __init__(self, logs: Scuttleup) -> None:
         self._logs = logs
-        self._rest = b""  # a line that has not ended yet
+        self._rest = bytearray()  # a line that has not ended yet
 
     def take(self, data: bytes) -> bool:
         """Append the lines that end in `data`, b"" ends the last one; return whether to go on."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if not data and self._rest:
-            lines, self._rest = [self._rest], b""
-        if lines:
+        self._rest += data
+        if b"\n" in data or (self._rest and not data):
+            *lines, rest = bytes(self._rest).split(b"\n")
+            if rest and not data:
+                lines, rest = [*lines, rest], b""
+            self._rest = bytearray(rest)
             self._logs.extend(lines)
         return bool(data)
 
 
 def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
     since = None
-    if args.since:
-        with open(0 if args.since == "-" else args.since, encoding="utf-8") as file:
-            since = json.load(file)
-        if not isinstance(since, dict):
-            raise ValueError(f"{args.since}: not a JSON object as `head --json` prints it")
     encoding = "binary" if args.json else "utf-8"
-    for change in logs.create_read_stream(since=since, live=args.live, value_encoding=encoding):
+    try:
+        if args.since is not None:
+            with open(0 if args.since == "-" else args.since, encoding="utf-8") as file:
+                since = json.load(file)
+        stream = logs.create_read_stream(since=since, live=args.live, value_encoding=encoding)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{args.since}: not what `head --json` prints: {error}") from None
+    for change in stream:
         print(_json_line(change) if args.json else change, flush=args.live)
 
 

@@ -34,11 +34,14 @@ async def replicate(
     verify: Callable[[Change], bool] | None,
     max_frame: int,
 ) -> Replicated:
-    """Replicate until one side is over, then close `writer`; see `Scuttleup.replicate`."""
+    """Replicate until all is exchanged, the remote has left or the log is closed.
+
+    See `Scuttleup.replicate`.
+    """
     loop = asyncio.get_running_loop()
     loop_thread = threading.get_ident()
     news = asyncio.Event()  # for the sender: look again
-    closed: asyncio.Future[None] = loop.create_future()  # the log was
+    closed: asyncio.Future[None] = loop.create_future()  # done when the log is
 
     def look() -> None:
         news.set()
@@ -90,7 +93,7 @@ async def _run(
                 if task.done() and not stream.closed:
                     task.result()
         if writer.can_write_eof() and not stream.closed:
-            # Who got nothing from us has nothing more to read.
+            # A remote that got nothing from us cannot lose it when we close before it has read.
             limit = LINGER if stream.replicated.sent else min(LINGER, 1)
             await asyncio.wait(
                 {closed, receiver}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
@@ -104,7 +107,7 @@ async def _run(
 
 
 async def _receive(stream: ReplicationStream, reader: StreamReader, news: asyncio.Event) -> None:
-    data = b"-"
+    data = b"-"  # anything but the end
     while data:
         data = await reader.read(READ_BYTES)
         stream.receive_data(data)

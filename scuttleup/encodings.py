@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 
 class Encoding(NamedTuple):
+    """A pair of functions; `encode_all` does for a list what `encode` does for one entry."""
+
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
 

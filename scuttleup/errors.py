@@ -1,4 +1,7 @@
-"""What can go wrong that is not a wrong argument: all of it is a `ScuttleupError`."""
+"""The errors of this package.
+
+LevelDB's own are `plyvel.Error`; wrong arguments are TypeError or ValueError.
+"""
 
 from __future__ import annotations
 
@@ -15,4 +18,4 @@ class EntryNotFound(ScuttleupError, KeyError):
 
 
 class ProtocolError(ScuttleupError):
-    """The remote broke the protocol; its connection is over, everything else goes on."""
+    """The remote broke the protocol, `verify` refused it or the connection broke: that is over."""

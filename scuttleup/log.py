@@ -44,6 +44,8 @@ class Scuttleup:
         sync: bool = False,
         verify: Callable[[Change], bool] | None = None,
     ) -> None:
+        if isinstance(db, (str, bytes)):
+            raise TypeError(f"db is an open plyvel.DB, not {db!r}")
         self._encoding = find_encoding(value_encoding)
         self._encode: Callable[[Any], bytes] = self._encoding.encode
         if verify is not None and not callable(verify):
@@ -87,11 +89,14 @@ class Scuttleup:
         return encoding.decode(self._store.get(check_peer(peer), check_seq(seq)))
 
     def delete(self, peer: str, seq: int) -> None:
-        """Delete one entry here; other peers keep theirs, and no entry gets its number again."""
+        """Delete one entry here, if it is here; other peers keep theirs.
+
+        No entry gets its number again.
+        """
         self._store.delete(check_peer(peer), check_seq(seq))
 
     def write(self, changes: Iterable[tuple[str, int, Any]], *, sync: bool | None = None) -> int:
-        """Store changes of other peers in one atomic step and return how many were new.
+        """Store changes made elsewhere in one atomic step and return how many were new.
 
         Each log's changes come in order; what is at or below its head is known and skipped.
         A change to this peer's own log that leaves a gap is a ValueError.
@@ -148,7 +153,8 @@ class Scuttleup:
 
         `mode` "push" receives no changes, "pull" sends none. Without `live` it is finished when
         both sides have what was there. A remote's frame of more than `max_frame` bytes is an
-        error. `wake` is called, from any thread, when there is something to send again.
+        error. `wake` is called when there is something to send again: from any thread and in the
+        middle of a write, so it must not use the log, only tell your thread or loop.
         """
         return ReplicationStream(
             self._store,
@@ -189,7 +195,10 @@ class Scuttleup:
         )
 
     def close(self) -> None:
-        """End all live streams and replications and refuse writes. `db` stays open: close it."""
+        """End all live streams and replications, refuse new ones and writes.
+
+        `db` stays open: close it next. This may be called in a signal handler, as no other method.
+        """
         self._store.close()
 
     def _find_encoding(self, name: str | None) -> Encoding:

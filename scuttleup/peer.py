@@ -91,7 +91,7 @@ class Peer:
             raise self._error
         if self._once:
             _say(f"sent {self._sent}, received {self._received}")
-        return int(self._failed)
+        return int(self._failed and self._once)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -114,7 +114,7 @@ class Peer:
         while True:
             try:
                 reader, writer = await asyncio.open_connection(*address, ssl=tls)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # a name that no host can have
                 self._failed = True
                 _say(f"{name}: {error}")
             else:
@@ -154,7 +154,7 @@ class Peer:
                 since=self._printed, live=True, value_encoding="utf-8"
             ):
                 self._print(change)
-        except plyvel.Error as error:
+        except (plyvel.Error, OSError) as error:  # the latter when nobody reads what we print
             self._fail(error)
 
     def _print(self, change: Change) -> None:

@@ -39,7 +39,8 @@ class ReplicationStream:
 
     Whoever has the connection passes on what comes in with `receive_data`, and what
     `data_to_send` returns. There may be more of that after each call of `receive_data`, and
-    whenever `wake` is called, from any thread. It is over when `finished` says so.
+    whenever `wake` is called, from any thread. It is over when `finished` says so, or after an
+    error; then call `close`.
 
     >>> stream.receive_data(sock.recv(65536))
     >>> while data := stream.data_to_send():
@@ -56,6 +57,8 @@ class ReplicationStream:
         max_frame: int = MAX_FRAME,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
+        if not isinstance(max_frame, int) or max_frame < 1:
+            raise ValueError(f"max_frame is a number of bytes, not {max_frame!r}")
         if mode not in MODES.values():
             raise ValueError(f"mode is one of {', '.join(MODES.values())}, not {mode!r}")
         self._store = store
@@ -68,7 +71,7 @@ class ReplicationStream:
         self._sends = self._receives = False
         self._since: dict[str, int] = {}  # what the remote has, as far as we know
         # What we have to send; until we know that, it only tells whether the log was closed.
-        self._follower = self._watch = store.follow({}, snapshot=False, live=True, wake=wake)
+        self._follower = self._sentinel = store.follow({}, snapshot=False, live=True, wake=wake)
         # What the remote has above our heads, (peer, seq), and so is going to send.
         self._promised: list[tuple[str, int]] = []
         self._decoder = Decoder(max_frame)
@@ -91,7 +94,7 @@ class ReplicationStream:
     @property
     def closed(self) -> bool:
         """Whether the log was closed, or this."""
-        return self._watch.closed
+        return self._sentinel.closed
 
     @property
     def finished(self) -> bool:
@@ -119,7 +122,7 @@ class ReplicationStream:
 
     def close(self) -> None:
         """Give up the place in the store. What `data_to_send` had is gone."""
-        self._watch.close()
+        self._sentinel.close()
         self._follower.close()
 
     def data_to_send(self) -> bytes:
@@ -156,7 +159,7 @@ class ReplicationStream:
                 self._receive_changes(self._remote)
             self.progress += self._decoder.pending >> 16
         except ValueError as error:
-            raise ProtocolError(str(error)) from error
+            raise ProtocolError(_short(str(error))) from error
         self._failed = False
 
     def _receive_handshake(self, remote: Handshake) -> None:
@@ -181,7 +184,7 @@ class ReplicationStream:
                 self._since, snapshot=True, live=self._live, wake=self._wake
             )
             if self._live:
-                self._watch = self._follower
+                self._sentinel = self._follower
 
     def _receive_changes(self, remote: Handshake) -> None:
         own_id = self._store.id
@@ -226,11 +229,15 @@ class ReplicationStream:
 
 
 def _ask(verify: Callable[[Change], bool], change: Change) -> None:
+    where = f"{change.seq} of {change.peer!r}"
     try:
         accepted = verify(change)
     except Exception as error:
-        raise ProtocolError(
-            f"verify failed at {change.seq} of {change.peer!r}: {error!r}"
-        ) from error
+        raise ProtocolError(_short(f"verify failed at {where}: {error!r}")) from error
     if not accepted:
-        raise ProtocolError(f"verify refused {change.seq} of {change.peer!r}")
+        raise ProtocolError(_short(f"verify refused {where}"))
+
+
+def _short(message: str) -> str:
+    # A remote chooses some of it, and it goes to somebody's log.
+    return message if len(message) <= 300 else message[:300] + "…"

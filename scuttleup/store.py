@@ -54,7 +54,8 @@ class Store:
     def __init__(self, db: Any, *, id: str | None = None, sync: bool = False) -> None:
         self._db = db
         self._sync = sync
-        self._lock = threading.Lock()  # held by who writes, subscribes or closes
+        # Held by who writes, subscribes or closes; a signal handler may close in a write's middle.
+        self._lock = threading.RLock()
         # By id(). Weak, so that a follower that is dropped is gone; not a WeakSet, since asking
         # that whether it is empty costs an append 4 %.
         self._followers: dict[int, weakref.ref[Follower]] = {}
@@ -144,7 +145,7 @@ class Store:
             self._in_doubt = None
 
     def _advance(self, heads: dict[str, int]) -> None:
-        """LevelDB has everything up to `heads`: say so."""
+        """Move the heads to `heads`, which LevelDB has, and tell the followers."""
         self.heads.update(heads)
         if self._in_doubt and self.id in self._in_doubt:
             self._own_keys = self._keys_to_come()
@@ -255,11 +256,17 @@ class Follower:
                 after = self._fresh[peer][0]
             self._fresh[peer] = (after, last)
         if had_all:
-            self._wake()
+            self._ring()
 
     def close(self) -> None:
         self.closed = True
-        self._wake()
+        self._ring()
+
+    def _ring(self) -> None:
+        # Suppressed, since the entry is stored: an append that raised would be done again. Whom
+        # this concerns, an event loop that is closed for one, has no use for the entry.
+        with suppress(Exception):
+            self._wake()
 
     @property
     def idle(self) -> bool:
@@ -296,7 +303,8 @@ def _read_spans(
             after = max(after, since.get(peer, 0))
             if after < last:
                 yield from _read_span(changes, peer, after, last)
-                since[peer] = last  # told of it once more, there is nothing to read
+                # Told of it once more, there is nothing to read. The remote may be ahead by now.
+                since[peer] = max(last, since.get(peer, 0))
 
 
 def _read_span(changes: Any, peer: str, after: int, last: int) -> Iterator[Run]:

@@ -18,6 +18,7 @@ import pytest
 import trustme
 
 from scuttleup import Scuttleup
+from scuttleup.messages import encode_handshake as encode_handshake_frame
 
 LIMIT = 30  # seconds, for what should take a moment
 
@@ -360,3 +361,58 @@ def test_with_certificates_strangers_are_kept_out(run: Run, start: Start, tmp_pa
     status, out, _ = run("--db", "b.db", "replicate", "--once", address, *tls("us"))
     assert status == 0
     assert "secret" in out
+
+
+def test_a_remote_that_leaves_in_the_middle_does_not_end_us(
+    run: Run, start: Start, tmp_path: Path
+) -> None:
+    """A write to it is a broken pipe, as `head` makes one of our output."""
+    run("--db", "a.db", "append", stdin=("x" * 1000 + "\n") * 20_000)
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    port = alice.port()
+    with socket.create_connection(("127.0.0.1", int(port))) as remote:
+        remote.sendall(encode_handshake_frame("stranger", {}, "pull"))
+        remote.shutdown(socket.SHUT_WR)
+        remote.recv(1000)
+    assert "127.0.0.1" in alice.stderr_line()
+    status, out, _ = run("--db", "b.db", "replicate", "--once", f"127.0.0.1:{port}")
+    assert (status, out.count("\n")) == (0, 20_000)
+    assert alice.end()[0] == 0
+
+
+@pytest.mark.parametrize("head", ['{"a": "b"}', "[" * 100_000, "{", "\xff"])
+def test_a_head_that_is_none_is_one_line(head: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "head.json").write_text(head, encoding="latin-1")
+    status, out, err = run("read", "--since", "head.json")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "head.json" in err
+
+
+def test_a_host_that_can_have_no_name_is_one_line(run: Run) -> None:
+    status, _, err = run("replicate", "--once", "a..b:1")
+    assert status == 1
+    assert "a..b:1" in err.splitlines()[0]
+    assert "Traceback" not in err
+
+
+def test_an_argument_that_is_no_text_is_appended_as_it_is(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable.encode(), b"-m", b"scuttleup", b"append", b"\xff"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        check=True,
+    )
+    assert entries(tmp_path / "logs.db") == ["\ufffd"]
+
+
+def test_closed_files_are_no_trouble(tmp_path: Path) -> None:
+    for redirect in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        subprocess.run(
+            f"{sys.executable} -m scuttleup append x {redirect} && "
+            f"{sys.executable} -m scuttleup read {redirect}",
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            check=True,
+        )
+    assert entries(tmp_path / "logs.db") == ["x"] * 4

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import subprocess
 import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import count, cycle, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -927,3 +928,47 @@ def test_some_seconds_of_fuzzing_find_nothing() -> None:
         [sys.executable, str(program), "2"], capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_what_the_remote_sends_while_we_send_the_same_log_is_not_sent_back(
+    tmp_path: Path,
+) -> None:
+    with closing(plyvel.DB(str(tmp_path / "db"), create_if_missing=True)) as db:
+        us = Scuttleup(db.prefixed_db(b"us/"), id="us")
+        them = Scuttleup(db.prefixed_db(b"them/"), id="them")
+        us.write(("x", seq, b"-" * 100) for seq in range(1, 5001))
+        ours, theirs = us.create_replication_stream(), them.create_replication_stream()
+        ours.receive_data(theirs.data_to_send())
+        theirs.receive_data(ours.data_to_send())
+        begun = ours.data_to_send()
+        them.write(("x", seq, b"-" * 100) for seq in range(1, 10_001))
+        while data := theirs.data_to_send():
+            ours.receive_data(data)
+        theirs.receive_data(begun)
+        while data := ours.data_to_send():
+            theirs.receive_data(data)
+        assert us.head == them.head
+        assert ours.replicated.sent <= 5000
+
+
+@pytest.mark.parametrize("max_frame", [0, -1, "x", None])
+def test_a_wrong_limit_is_named(us: Peer, max_frame: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(max_frame))):
+        us.logs.create_replication_stream(max_frame=max_frame)
+
+
+def test_a_wake_that_raises_does_not_make_an_append_look_as_if_it_failed(us: Peer) -> None:
+    def wake() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    stream = us.logs.create_replication_stream(wake=wake)
+    head = us.logs.head.get(us.logs.id, 0)
+    assert us.logs.append(b"x").seq == head + 1
+    stream.close()
+
+
+def test_an_error_that_quotes_a_remote_is_short(us: Peer) -> None:
+    stream = us.logs.create_replication_stream()
+    with pytest.raises(ProtocolError) as caught:
+        stream.receive_data(encode_handshake("\xff" * 100_000, {}, "sync"))
+    assert len(str(caught.value)) < 400
