@@ -71,18 +71,19 @@ class Store:
         with self._lock:
             if self._in_doubt is not None or self._closed:
                 self._prepare_to_write()
-            head = self.heads.get(self.id, 0)
-            self._in_doubt = {self.id: head}
+            own = self.id
+            head = self.heads.get(own, 0)
+            self._in_doubt = before = {own: head}
             key = next(self._own_keys, None)
             if key is None:
                 self._in_doubt = None
                 raise OverflowError(f"the log of {self.id!r} is full, its last number is {MAX_SEQ}")
             self._db.put(key, entry, sync=self._sync if sync is None else sync)
-            self.heads[self.id] = head + 1
+            self.heads[own] = head = head + 1
             if self._followers:
-                self._notify(self._in_doubt)
+                self._notify(before)
             self._in_doubt = None
-            return head + 1
+            return head
 
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
         """Store entries of our own, all or none, and return the number of the first."""
