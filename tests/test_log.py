@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from threading import Timer
 from types import FrameType
 from typing import Any
 
@@ -699,3 +702,20 @@ def test_wrong_input_is_named_and_changes_nothing(
     assert list(db) == before
     assert logs.head == head
     assert logs.append("c").seq == 3
+
+
+def test_a_signal_handler_may_close_in_the_middle_of_a_write(logs: Scuttleup) -> None:
+    before = signal.signal(signal.SIGUSR1, lambda signum, frame: logs.close())
+    try:
+        with at_most(20), pytest.raises(ScuttleupError, match="closed"):
+            for n in count():
+                if n == 10:
+                    Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+                logs.extend(["x"] * 1000)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_path_instead_of_a_database_is_named() -> None:
+    with pytest.raises(TypeError, match=r"'logs\.db'"):
+        Scuttleup("logs.db")
