@@ -7,7 +7,6 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from threading import Timer
 from types import FrameType
@@ -705,13 +704,15 @@ def test_wrong_input_is_named_and_changes_nothing(
 
 
 def test_a_signal_handler_may_close_in_the_middle_of_a_write(logs: Scuttleup) -> None:
+    def write_for_ever() -> None:
+        Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        while True:
+            logs.extend(["x"] * 1000)
+
     before = signal.signal(signal.SIGUSR1, lambda signum, frame: logs.close())
     try:
         with at_most(20), pytest.raises(ScuttleupError, match="closed"):
-            for n in count():
-                if n == 10:
-                    Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-                logs.extend(["x"] * 1000)
+            write_for_ever()
     finally:
         signal.signal(signal.SIGUSR1, before)
 
