@@ -63,7 +63,7 @@ async def replicate(
         await _run(stream, reader, writer, news, closed)
         writer.close()
         # With TLS, which has no end of one side alone, this is when the remote's end comes.
-        await asyncio.wait({asyncio.ensure_future(_closed(writer))}, timeout=LINGER)
+        await asyncio.wait({asyncio.ensure_future(_wait_closed(writer))}, timeout=LINGER)
     except plyvel.Error:  # which may be an OSError, too
         raise
     except OSError as error:
@@ -165,7 +165,7 @@ async def _watch(
             _check_loss(writer)
 
 
-async def _closed(writer: StreamWriter) -> None:
+async def _wait_closed(writer: StreamWriter) -> None:
     with suppress(OSError):
         await writer.wait_closed()
 

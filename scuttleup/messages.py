@@ -14,7 +14,8 @@ first message of each side is a Handshake, every later one a Change, in Protocol
 
 Encoding: https://protobuf.dev/programming-guides/encoding/. As there, fields come in any order,
 the last of a kind counts, and unknown ones (a known number with another wire type is unknown, too)
-are skipped. Unlike there, a number too large for its type is an error and not cut to size.
+are skipped. Unlike there, these are errors: a seq too large for its type, text that is not UTF-8, a
+Change or Digest of more than 1,000 fields, and a Change where the Handshake should be.
 
 Everything here raises ValueError for what it cannot read.
 """

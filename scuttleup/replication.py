@@ -28,7 +28,7 @@ SEND_BYTES = 64 * 1024
 
 
 class Replicated(NamedTuple):
-    """How many changes one replication sent, and how many new ones it received."""
+    """How many changes a replication handed to the connection, and how many new ones it stored."""
 
     sent: int
     received: int

@@ -56,8 +56,8 @@ class Store:
         self._sync = sync
         # Held by who writes, subscribes or closes; a signal handler may close in a write's middle.
         self._lock = threading.RLock()
-        # By id(). Weak, so that a follower that is dropped is gone; not a WeakSet, since asking
-        # that whether it is empty costs an append 4 %.
+        # By id(). Weak, so that a follower that is dropped is gone; not a WeakSet, since
+        # whether that is empty costs an append 4 % to find out.
         self._followers: dict[int, weakref.ref[Follower]] = {}
         self._closed = False
         # The heads before a write that began and was not seen to end, for `_recover`.
@@ -179,7 +179,7 @@ class Store:
         # journal. If it cannot save that it refuses all writes from then on, and a write to see
         # whether it can would go behind half a record, where it looks like damage.
         db = getattr(self._db, "db", self._db)
-        _check_room(db.name)
+        _check_room(os.fsdecode(db.name))
         db.compact_range(start=ID, stop=ID)
         # After a Ctrl-C, which Python raises just after the call that it came in, LevelDB may
         # well have the batch.

@@ -25,7 +25,7 @@ class Result(NamedTuple):
     rounds: int  # until all peers had all entries
     bytes: int  # sent by all, handshakes and all
     sent: int  # changes
-    repeated: int  # of these, changes that the receiver had
+    in_vain: int  # of these, changes that the receiver had or that a cut lost
 
 
 class End:
@@ -68,7 +68,6 @@ class Link:
         for end in self.ends:
             self.sent += end.stream.replicated.sent
             self.received += end.stream.replicated.received
-            # What is under way is lost, but it was sent to one who has it or lacks it still.
             end.stream.close()
         self.ends = []
 
@@ -129,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--svg", metavar="FILE", help="draw the bytes a peer into FILE")
     args = parser.parse_args()
-    print("| links | peers | logs | rounds | MB | bytes/peer/entry | sent to one who has it |")
+    print("| links | peers | logs | rounds | MB | bytes/peer/entry | sent in vain |")
     print("|---|---|---|---|---|---|---|")
     curves: dict[str, list[tuple[int, float]]] = {}
     for topology, sizes in (
@@ -152,7 +151,7 @@ def _row(topology: str, peers: int, logs_each: int) -> float:
     each = result.bytes / (peers * entries)
     print(
         f"| {topology} | {peers} | {entries} | {result.rounds} | {result.bytes / 1e6:.1f} "
-        f"| {each:.0f} | {result.repeated / result.sent:.0%} |",
+        f"| {each:.0f} | {result.in_vain / result.sent:.0%} |",
         flush=True,
     )
     return each
