@@ -23,9 +23,17 @@ from scuttleup import ReplicationStream, Scuttleup
 
 class Result(NamedTuple):
     rounds: int  # until all peers had all entries
-    bytes: int  # sent by all, handshakes and all
+    bytes: int  # sent by all
+    handshake_bytes: int  # of these
     sent: int  # changes
-    in_vain: int  # of these, changes that the receiver had or that a cut lost
+    lost: int  # of these, by a cut
+    known: int  # of these, to the receiver
+
+
+class Arriving(NamedTuple):
+    round: int
+    data: bytes
+    changes: int  # in `data`
 
 
 class End:
@@ -33,7 +41,7 @@ class End:
 
     def __init__(self, logs: Scuttleup) -> None:
         self.stream: ReplicationStream = logs.create_replication_stream()
-        self.arriving: deque[tuple[int, bytes]] = deque()  # (round, data), in order
+        self.arriving: deque[Arriving] = deque()  # in order
 
 
 class Link:
@@ -42,7 +50,7 @@ class Link:
         self.rng = rng
         self.ends: list[End] = []
         self.up_at = 0  # the round in which it comes back, when it is down
-        self.bytes = self.sent = self.received = 0
+        self.bytes = self.handshake_bytes = self.sent = self.lost = self.received = 0
 
     def step(self, now: int, cut: float) -> None:
         if not self.ends:
@@ -54,20 +62,25 @@ class Link:
             self.up_at = now + self.rng.randint(1, 10)
             return
         for end in self.ends:
-            while end.arriving and end.arriving[0][0] <= now:
-                end.stream.receive_data(end.arriving.popleft()[1])
+            while end.arriving and end.arriving[0].round <= now:
+                end.stream.receive_data(end.arriving.popleft().data)
         for sender, receiver in (self.ends, reversed(self.ends)):
+            before = sender.stream.replicated.sent
             while data := sender.stream.data_to_send():
                 at = now + self.rng.randint(1, 3)
                 if receiver.arriving:
-                    at = max(at, receiver.arriving[-1][0])
-                receiver.arriving.append((at, data))
+                    at = max(at, receiver.arriving[-1].round)
+                changes = sender.stream.replicated.sent - before
+                before += changes
+                receiver.arriving.append(Arriving(at, data, changes))
                 self.bytes += len(data)
+                self.handshake_bytes += len(data) if not changes else 0
 
     def close(self) -> None:
         for end in self.ends:
             self.sent += end.stream.replicated.sent
             self.received += end.stream.replicated.received
+            self.lost += sum(arriving.changes for arriving in end.arriving)
             end.stream.close()
         self.ends = []
 
@@ -119,26 +132,33 @@ def simulate(
             link.close()
         db.close()
     received = sum(link.received for link in links)
-    sent = sum(link.sent for link in links)
     assert received == len(goal) * (peers - 1)
-    return Result(now, sum(link.bytes for link in links), sent, sent - received)
+    sent, lost = sum(link.sent for link in links), sum(link.lost for link in links)
+    return Result(
+        rounds=now,
+        bytes=sum(link.bytes for link in links),
+        handshake_bytes=sum(link.handshake_bytes for link in links),
+        sent=sent,
+        lost=lost,
+        known=sent - lost - received,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--svg", metavar="FILE", help="draw the bytes a peer into FILE")
     args = parser.parse_args()
-    print("| links | peers | logs | rounds | MB | bytes/peer/entry | sent in vain |")
-    print("|---|---|---|---|---|---|---|")
+    print("| links | peers | logs | rounds | MB | handshakes | sent/needed | known | lost |")
+    print("|---|---|---|---|---|---|---|---|---|")
     curves: dict[str, list[tuple[int, float]]] = {}
     for topology, sizes in (
-        ("ring", (10, 30, 100, 200)),
+        ("ring", (10, 30, 100, 300)),
         ("random", (10, 30, 100, 300, 1000)),
         ("star", (10, 30, 100, 300, 1000)),
     ):
         for peers in sizes:
             curves.setdefault(topology, []).append((peers, _row(topology, peers, 1)))
-    for logs_each in (10, 100):
+    for logs_each in (10, 100, 1000):
         _row("random", 30, logs_each)
     if args.svg:
         with open(args.svg, "w", encoding="utf-8") as file:
@@ -146,15 +166,17 @@ def main() -> None:
 
 
 def _row(topology: str, peers: int, logs_each: int) -> float:
+    """Print a row of the table and return how many bytes were sent for each peer and entry."""
     result = simulate(topology, peers, logs_each=logs_each)
     entries = peers * logs_each
-    each = result.bytes / (peers * entries)
+    needed = entries * (peers - 1)
     print(
-        f"| {topology} | {peers} | {entries} | {result.rounds} | {result.bytes / 1e6:.1f} "
-        f"| {each:.0f} | {result.in_vain / result.sent:.0%} |",
+        f"| {topology} | {peers:,} | {entries:,} | {result.rounds} | {result.bytes / 1e6:,.1f} "
+        f"| {result.handshake_bytes / result.bytes:.0%} | {result.sent / needed:.2f} "
+        f"| {result.known / result.sent:.0%} | {result.lost / result.sent:.0%} |",
         flush=True,
     )
-    return each
+    return result.bytes / (peers * entries)
 
 
 def _svg(curves: dict[str, list[tuple[int, float]]]) -> str:

@@ -17,4 +17,5 @@ def test_a_seed_gives_the_same_run_again() -> None:
 
 
 def test_over_a_tree_without_cuts_no_entry_is_sent_to_one_who_has_it() -> None:
-    assert simulate("star", 12, cut=0).in_vain == 0
+    result = simulate("star", 12, cut=0)
+    assert (result.sent, result.known, result.lost) == (11 * 12, 0, 0)
