@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from base64 import b64encode
+from functools import partial
 from typing import Any, NoReturn
 
 import plyvel
@@ -107,10 +108,17 @@ def _parser() -> argparse.ArgumentParser:
 
     replicate = add("replicate", _replicate, "exchange entries with other peers")
     replicate.add_argument(
-        "peers", nargs="*", metavar="HOST:PORT", help="a peer to connect to, again and again"
+        "peers",
+        nargs="*",
+        type=_address,
+        metavar="HOST:PORT",
+        help="a peer to connect to, again and again",
     )
     replicate.add_argument(
-        "--listen", metavar="[HOST:]PORT", help="serve other peers; HOST is 127.0.0.1"
+        "--listen",
+        type=partial(_address, default_host="127.0.0.1"),
+        metavar="[HOST:]PORT",
+        help="serve other peers; HOST is 127.0.0.1",
     )
     replicate.add_argument(
         "--mode",
@@ -207,14 +215,9 @@ def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
 
 
 def _check_replicate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Read the addresses; end the program if the arguments do not fit together."""
+    """End the program if the arguments do not fit together."""
     if not args.peers and not args.listen:
         parser.error("replicate: name a HOST:PORT to connect to, or --listen")
-    try:
-        args.peers = [_address(peer) for peer in args.peers]
-        args.listen = args.listen and _address(args.listen, default_host="127.0.0.1")
-    except ValueError as error:
-        parser.error(f"replicate: {error}")
     args.tls = [args.tls_cert, args.tls_key, args.tls_ca]
     if not all(args.tls):
         if any(args.tls):
@@ -226,7 +229,7 @@ def _address(text: str, default_host: str = "") -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or default_host
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{text!r} is not HOST:PORT")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return host, int(port)
 
 

@@ -364,19 +364,16 @@ def _cut_short() -> plyvel.CorruptionError:
 def _check_room(folder: str) -> None:
     """Raise plyvel.IOError unless there is room for what LevelDB holds, which its journal has."""
     from glob import escape, glob  # only here: few programs ever come here
+    from tempfile import TemporaryFile
 
     held = sum(map(os.path.getsize, glob(escape(folder) + "/*.log")))
-    probe = os.path.join(folder, "probe")
     try:
-        try:
-            with open(probe, "wb") as file:
-                file.write(bytes(held + (64 << 10)))
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            os.unlink(probe)
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(held + (64 << 10)))
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as error:
-        raise plyvel.IOError(f"IO error: {probe}: {error.strerror}".encode()) from error
+        raise plyvel.IOError(f"IO error: {folder}: {error.strerror}".encode()) from error
 
 
 def _load_id(db: Any, id: str | None) -> str:
@@ -392,70 +389,45 @@ def _load_id(db: Any, id: str | None) -> str:
 def _load_heads(db: Any) -> dict[str, int]:
     heads: dict[str, int] = {}
     with _scan(db, CHANGES, values=False) as keys:
-        # The log that we are in; at first none: no UTF-8 holds that byte.
-        prefix = last = b"\xff"
+        prefix = b"\xff"  # of the log that we are in; no UTF-8 holds that byte
         steps = 0
         for key in keys:
-            if key.startswith(prefix):
-                last = key
-                steps += 1
-                if steps == STEPS:
-                    last = _leap_over_log(keys, prefix)
-                continue
-            if seq := _last_seq(db, prefix, last):
-                heads[prefix[len(CHANGES) : -len(SEPARATOR)].decode()] = seq
-            if key >= CHANGES_END:
-                break
-            peer, separator, _ = key[len(CHANGES) :].partition(SEPARATOR)
-            if separator:
-                prefix, last, steps = CHANGES + peer + separator, key, 0
-            else:
-                prefix = last = b"\xff"  # nothing that a scuttleup wrote
-        keys.seek(ID)
-        if next(keys, None) != ID:
+            if not key.startswith(prefix):
+                if key >= CHANGES_END:
+                    break
+                peer = key[len(CHANGES) :].partition(SEPARATOR)[0]
+                prefix = CHANGES + peer + SEPARATOR
+                steps = 0
+            elif steps == STEPS:
+                key = _leap_over_log(keys, prefix, key)
+            steps += 1
+            # What is no number of a log is the original's, which stores ids that hold U+00FF or
+            # more, but does not find them again: "us\xff05" sorts into the log of "us".
+            with suppress(ValueError):
+                heads[check_peer(peer.decode())] = unpack_seq(key[len(prefix) :])
+        else:
             raise _cut_short()
     with _scan(db, DELETED_HEADS) as deleted:
         for key, number in deleted:
             if not key.startswith(DELETED_HEADS):
                 break
-            peer = key[len(DELETED_HEADS) :].decode()
-            heads[peer] = max(heads.get(peer, 0), unpack_seq(number))
+            name = key[len(DELETED_HEADS) :].decode()
+            heads[name] = max(heads.get(name, 0), unpack_seq(number))
         else:
             raise _cut_short()
     return heads
 
 
-def _last_seq(db: Any, prefix: bytes, last: bytes) -> int | None:
-    """The last number of the log whose keys begin with `prefix` and end with `last`, if it is one.
-
-    The original stores ids that cannot be found again, but does not find them either.
-    """
-    try:
-        check_peer(prefix[len(CHANGES) : -len(SEPARATOR)].decode())
-    except ValueError:
-        return None
-    try:
-        return unpack_seq(last[len(prefix) :])
-    except ValueError:
-        pass
-    # The original stores ids that hold U+00FF, too, and those may sort into a log: "us\xff05" into
-    # that of "us".
-    seq = None
-    with _scan(db, prefix, values=False) as keys:
-        for key in keys:
-            if not key.startswith(prefix):
-                return seq
-            with suppress(ValueError):
-                seq = unpack_seq(key[len(prefix) :])
-    raise _cut_short()
-
-
-def _leap_over_log(keys: Any, prefix: bytes) -> bytes:
-    """The last key under `prefix`. The next one of `keys` is the one after that."""
-    keys.seek(prefix + b"\xff")  # no UTF-8 holds that byte
+def _leap_over_log(keys: Any, prefix: bytes, key: bytes) -> bytes:
+    """The last key under `prefix`, or `key` if that one has no number; `keys` goes on behind it."""
+    keys.seek(prefix + b"\xff")
     try:
         last: bytes = keys.prev()
+        unpack_seq(last[len(prefix) :])
     except StopIteration:
         raise _cut_short() from None
-    next(keys, None)
+    except ValueError:
+        keys.seek(key + b"\0")
+        return key
+    next(keys, None)  # `last` once more
     return last

@@ -536,6 +536,14 @@ def test_a_log_that_the_original_cannot_find_again_breaks_no_other(
         assert {k: v for k, v in db if k in strange} == strange
 
 
+def test_a_log_that_the_original_cannot_find_again_is_not_taken_for_another(db: Any) -> None:
+    for seq in range(1, 21):
+        db.put(key("he", seq), b"x")
+        db.put(key("us\xffz", seq), b"strange")
+    with at_most(10):
+        assert Scuttleup(db, id="us").head == {"he": 20}
+
+
 @pytest.mark.parametrize(
     "stray", [b"", b"us", b"u", b"us\xc3\xbf", b"us\xc3\xbfzz", b"us\xc3\xbf00", b"us\xc3\xbf\xff"]
 )
