@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from contextlib import suppress
 
 import plyvel
 
-from .changes import Change
 from .errors import ProtocolError
 from .replication import Replicated, ReplicationStream
-from .store import Store
 
 READ_BYTES = 256 * 1024
 # Seconds.
@@ -25,21 +22,13 @@ LINGER = 10  # and, after its own end, for the remote's: until then the remote m
 
 
 async def replicate(
-    store: Store,
-    reader: StreamReader,
-    writer: StreamWriter,
-    *,
-    mode: str,
-    live: bool,
-    verify: Callable[[Change], bool] | None,
-    max_frame: int,
+    make_stream: Callable[..., ReplicationStream], reader: StreamReader, writer: StreamWriter
 ) -> Replicated:
     """Replicate until all is exchanged, the remote has left or the log is closed.
 
-    See `Scuttleup.replicate`.
+    `make_stream` takes `wake`; for what is raised see `Scuttleup.replicate`.
     """
     loop = asyncio.get_running_loop()
-    loop_thread = threading.get_ident()
     news = asyncio.Event()  # for the sender: look again
     closed: asyncio.Future[None] = loop.create_future()  # done when the log is
 
@@ -49,16 +38,11 @@ async def replicate(
             closed.set_result(None)
 
     def wake() -> None:
-        if threading.get_ident() == loop_thread:
-            look()
-        else:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(look)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(look)
 
     try:
-        stream = ReplicationStream(
-            store, mode=mode, live=live, verify=verify, max_frame=max_frame, wake=wake
-        )
+        stream = make_stream(wake=wake)
         _detect_loss(writer)
         await _run(stream, reader, writer, news, closed)
         writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .changes import Change, Run, expand
@@ -184,15 +185,10 @@ class Scuttleup:
         """
         from .connection import replicate  # only here: asyncio takes longer to load than all else
 
-        return await replicate(
-            self._store,
-            reader,
-            writer,
-            mode=mode,
-            live=live,
-            verify=self._verify,
-            max_frame=max_frame,
+        make_stream = partial(
+            self.create_replication_stream, mode=mode, live=live, max_frame=max_frame
         )
+        return await replicate(make_stream, reader, writer)
 
     def close(self) -> None:
         """End all live streams and replications, refuse new ones and writes.
