@@ -155,12 +155,15 @@ class Store:
         self._in_doubt = None  # last: what a Ctrl-C leaves undone is done again
 
     def _notify(self, before: dict[str, int]) -> None:
-        followers = [follower for ref in list(self._followers.values()) if (follower := ref())]
+        followers = self._living()
         for peer, after in before.items():
             last = self.heads.get(peer, 0)
             if after < last:
                 for follower in followers:
                     follower.notify(peer, after, last)
+
+    def _living(self) -> list[Follower]:
+        return [follower for ref in list(self._followers.values()) if (follower := ref())]
 
     def _keys_to_come(self) -> Iterator[bytes]:
         head = self.heads.get(self.id, 0)
@@ -216,9 +219,8 @@ class Store:
         """End every live follower and refuse every write. The database stays open."""
         with self._lock:
             # First, so that a follower's reader knows why a write of its own is refused.
-            for ref in list(self._followers.values()):
-                if follower := ref():
-                    follower.close()
+            for follower in self._living():
+                follower.close()
             self._closed = True
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -26,16 +28,16 @@ LIMIT = 30  # seconds, for what should take a moment
 class Command:
     """A running `scuttleup`, whose lines can be waited for."""
 
-    def __init__(self, folder: Path, *args: str, stdin: Any = subprocess.PIPE) -> None:
-        self.process = subprocess.Popen(
+    def __init__(self, folder: Path, *args: str, **options: Any) -> None:
+        self.process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, "-m", "scuttleup", *args],
             cwd=folder,
-            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             bufsize=1,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            **{"stdin": subprocess.PIPE, **options},
         )
 
     def type(self, line: str) -> None:
@@ -76,8 +78,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
     yield start
     for command in started:
-        command.process.kill()
-        command.process.communicate()
+        command.process.terminate()
+    try:
+        for command in started:
+            command.process.communicate(timeout=LIMIT)
+    finally:
+        for command in started:
+            command.process.kill()
 
 
 @pytest.fixture
@@ -154,11 +161,12 @@ def test_read_since_a_head_leaves_out_what_was_there(run: Run, tmp_path: Path) -
     assert run("read", "--since", "-", stdin=(tmp_path / "head.json").read_text())[1] == out
 
 
-def test_read_live_goes_on_until_it_is_told_to_end(start: Start, run: Run) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_read_live_goes_on_until_it_is_told_to_end(signum: int, start: Start, run: Run) -> None:
     run("append", "first")
     reader = start("read", "--live")
     assert "first" in reader.stdout_line()
-    assert reader.end(signal.SIGINT) == (0, "", "")
+    assert reader.end(signum) == (0, "", "")
 
 
 def test_read_into_a_closed_pipe_ends_quietly(run: Run, start: Start) -> None:
@@ -270,7 +278,7 @@ def test_once_exchanges_what_is_there_and_says_how_much(run: Run, start: Start) 
     alice = start("--db", "a.db", "replicate", "--listen", "0", "--once")
     status, out, err = run("--db", "b.db", "replicate", "--once", f"127.0.0.1:{alice.port()}")
     assert status == 0
-    assert [f"entry: '{n}'" in line for n, line in zip("123", out.splitlines(), strict=True)]
+    assert [line[-4:-1] for line in out.splitlines()] == ["'1'", "'2'", "'3'"]
     assert err.endswith("scuttleup: sent 1, received 3\n")
     status, _, err = alice.result()
     assert status == 0
@@ -314,6 +322,81 @@ def test_what_was_typed_is_stored_when_a_signal_ends_it(
     status, _, err = peer.end(signum)
     assert (status, err) == (0, "")
     assert entries(tmp_path / "logs.db") == [f"line {n}" for n in range(100)]
+
+
+def test_more_than_one_read_takes_is_stored_when_a_signal_ends_it(
+    start: Start, tmp_path: Path
+) -> None:
+    peer = start("replicate", "--listen", "0", pipesize=1 << 20)
+    peer.port()
+    peer.process.send_signal(signal.SIGSTOP)
+    lines = [f"{n:099}" for n in range(5_000)]
+    peer.type("\n".join(lines))
+    peer.process.terminate()
+    peer.process.send_signal(signal.SIGCONT)
+    assert peer.result()[0] == 0
+    assert entries(tmp_path / "logs.db") == lines
+
+
+def test_the_lines_of_a_file_are_appended_as_if_they_were_typed(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    with (tmp_path / "lines").open() as lines:
+        alice = start("--db", "a.db", "replicate", "--listen", "0", stdin=lines)
+    bob = start("--db", "b.db", "replicate", f"127.0.0.1:{alice.port()}")
+    assert "one" in bob.stdout_line()
+    assert "two" in bob.stdout_line()
+
+
+def test_where_nothing_can_be_typed_it_only_prints(start: Start, tmp_path: Path) -> None:
+    with (tmp_path / "only for writing").open("w") as no_input:
+        alice = start("--db", "a.db", "replicate", "--listen", "0", stdin=no_input)
+    bob = start("--db", "b.db", "replicate", f"127.0.0.1:{alice.port()}")
+    bob.type("hello")
+    assert "hello" in alice.stdout_line()
+    assert alice.end() == (0, "", "")
+
+
+def allow_100_kib_a_file() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_while_typing_is_one_line_and_status_1(start: Start, tmp_path: Path) -> None:
+    peer = start("replicate", "--listen", "0", preexec_fn=allow_100_kib_a_file)
+    peer.port()
+    peer.type("fits")
+    peer.type("x" * 200_000)
+    status, _, err = peer.result()
+    assert status == 1
+    assert re.fullmatch("scuttleup: logs.db: IO error: .*File too large\n", err)
+    assert entries(tmp_path / "logs.db") == ["fits"]
+
+
+def test_a_full_disk_while_receiving_is_one_line_and_status_1(
+    run: Run, start: Start, tmp_path: Path
+) -> None:
+    run("--db", "a.db", "append", stdin="x" * 200_000)
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    address = f"127.0.0.1:{alice.port()}"
+    bob = start("--db", "b.db", "replicate", address, preexec_fn=allow_100_kib_a_file)
+    bob.stderr_line("connected")
+    status, out, err = bob.result()
+    assert (status, out) == (1, "")
+    assert re.fullmatch("scuttleup: b.db: IO error: .*File too large\n", err)
+
+
+def test_output_that_nobody_reads_is_one_line_and_status_1(start: Start, tmp_path: Path) -> None:
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    bob = start("--db", "b.db", "replicate", f"127.0.0.1:{alice.port()}")
+    bob.stderr_line("connected")
+    assert bob.process.stdout
+    assert bob.process.stderr
+    bob.process.stdout.close()
+    alice.type("is anybody there?")
+    assert bob.process.wait(LIMIT) == 1
+    assert bob.process.stderr.read() == "scuttleup: [Errno 32] Broken pipe\n"
+    assert entries(tmp_path / "b.db") == ["is anybody there?"]
 
 
 def test_append_that_is_interrupted_is_status_130_and_keeps_whole_lines(
@@ -386,6 +469,12 @@ def test_a_head_that_is_none_is_one_line(head: str, run: Run, tmp_path: Path) ->
     status, out, err = run("read", "--since", "head.json")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "head.json" in err
+
+
+def test_there_is_a_console_script(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("scuttleup")
+    subprocess.run([script, "append", "x"], cwd=tmp_path, check=True)
+    assert entries(tmp_path / "logs.db") == ["x"]
 
 
 def test_a_host_that_can_have_no_name_is_one_line(run: Run) -> None:

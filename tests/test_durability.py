@@ -232,6 +232,94 @@ def test_a_write_that_leveldb_refuses_changes_nothing(
     assert logs.head == {"us": 4}
 
 
+class CutShortDB(FaultyDB):
+    """A database whose iterators end after `steps`, as plyvel's do in front of a damaged block."""
+
+    def __init__(self, sound: Any, steps: int) -> None:
+        super().__init__(sound)
+        self.steps = steps
+
+    def iterator(self, **options: Any) -> CutShortIterator:
+        return CutShortIterator(self, self._sound.iterator(**options))
+
+
+class CutShortIterator:
+    def __init__(self, db: CutShortDB, sound: Any) -> None:
+        self._db = db
+        self._sound = sound
+        self.seek = sound.seek
+
+    def __enter__(self) -> CutShortIterator:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._sound.close()
+
+    def __iter__(self) -> CutShortIterator:
+        return self
+
+    def __next__(self) -> Any:
+        return self._step(self._sound.__next__)
+
+    def prev(self) -> Any:
+        return self._step(self._sound.prev)
+
+    def _step(self, step: Callable[[], Any]) -> Any:
+        self._db.steps -= 1
+        if self._db.steps < 0:
+            raise StopIteration
+        return step()
+
+
+@pytest.fixture
+def with_gaps(db: Any) -> Any:
+    """A database of short and long logs, some of whose entries are deleted, the newest too."""
+    logs = Scuttleup(db, id="us")
+    logs.write([Change(peer, seq, b"x") for peer in ("all", "them") for seq in range(1, 4)])
+    logs.extend([b"x"] * 30)
+    for seq in (1, 7, 8, 30):
+        logs.delete("us", seq)
+    logs.delete("all", 3)
+    return db
+
+
+def test_an_iteration_that_ends_early_gives_no_lower_head(with_gaps: Any) -> None:
+    """The next entry would get a number that is taken."""
+    steps = 0
+    while True:
+        try:
+            head = Scuttleup(CutShortDB(with_gaps, steps)).head
+        except plyvel.CorruptionError:
+            steps += 1
+        else:
+            break
+    assert head == {"us": 30, "them": 3, "all": 3}
+    assert steps > 15
+
+
+def test_an_iteration_that_ends_early_gives_no_shorter_snapshot(with_gaps: Any) -> None:
+    logs = Scuttleup(with_gaps)
+    complete = list(logs.create_read_stream())
+    steps = 0
+    while True:
+        logs = Scuttleup(cut_short := CutShortDB(with_gaps, 1000))
+        cut_short.steps = steps
+        stream = logs.create_read_stream()
+        read: list[Change] = []
+        try:
+            read += stream
+        except plyvel.CorruptionError:
+            assert read == complete[: len(read)]
+            cut_short.steps = 1000
+            with pytest.raises(plyvel.CorruptionError):
+                next(stream)  # it does not go on behind what it left out
+            steps += 1
+        else:
+            break
+    assert read == complete
+    assert steps > 30
+
+
 @pytest.mark.parametrize("name", ["append", "extend", "write"])
 def test_ctrl_c_after_leveldb_took_a_write_gives_no_number_twice(
     tmp_path: Path, db: Any, faulty: FaultyDB, name: str
