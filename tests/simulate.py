@@ -13,6 +13,7 @@ import random
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
@@ -93,15 +94,16 @@ def star(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
     return ((0, n) for n in range(1, peers))
 
 
-def random_graph(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
-    """Everybody asks two of those who came before: four links a peer, and no island."""
-    return {(n, other) for n in range(1, peers) for other in rng.choices(range(n), k=2)}
+def random_graph(peers: int, rng: random.Random, *, each: int) -> Iterable[tuple[int, int]]:
+    """Everybody calls `each` of those who came before: twice as many links a peer, no island."""
+    return {(n, other) for n in range(1, peers) for other in rng.choices(range(n), k=each)}
 
 
 TOPOLOGIES: dict[str, Callable[[int, random.Random], Iterable[tuple[int, int]]]] = {
     "ring": ring,
-    "random": random_graph,
     "star": star,
+    "2 random": partial(random_graph, each=2),
+    "8 random": partial(random_graph, each=8),
 }
 
 
@@ -153,13 +155,14 @@ def main() -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
     for topology, sizes in (
         ("ring", (10, 30, 100, 300)),
-        ("random", (10, 30, 100, 300, 1000)),
         ("star", (10, 30, 100, 300, 1000)),
+        ("2 random", (10, 30, 100, 300, 1000)),
+        ("8 random", (10, 30, 100, 300)),
     ):
         for peers in sizes:
             curves.setdefault(topology, []).append((peers, _row(topology, peers, 1)))
     for logs_each in (10, 100, 1000):
-        _row("random", 30, logs_each)
+        _row("2 random", 30, logs_each)
     if args.svg:
         with open(args.svg, "w", encoding="utf-8") as file:
             file.write(_svg(curves))
@@ -171,12 +174,15 @@ def _row(topology: str, peers: int, logs_each: int) -> float:
     entries = peers * logs_each
     needed = entries * (peers - 1)
     print(
-        f"| {topology} | {peers:,} | {entries:,} | {result.rounds} | {result.bytes / 1e6:,.1f} "
+        f"| {topology} | {peers:,} | {entries:,} | {result.rounds} | {result.bytes / 1e6:,.2f} "
         f"| {result.handshake_bytes / result.bytes:.0%} | {result.sent / needed:.2f} "
         f"| {result.known / result.sent:.0%} | {result.lost / result.sent:.0%} |",
         flush=True,
     )
     return result.bytes / (peers * entries)
+
+
+COLOURS = "#c33", "#393", "#36c", "#939"
 
 
 def _svg(curves: dict[str, list[tuple[int, float]]]) -> str:
@@ -194,7 +200,7 @@ def _svg(curves: dict[str, list[tuple[int, float]]]) -> str:
     for peers in (10, 30, 100, 300, 1000):
         x, y = at(peers, 100)
         lines.append(f'<text x="{x:.0f}" y="{y + 18}" text-anchor="middle">{peers}</text>')
-    for (topology, points), colour in zip(curves.items(), ("#c33", "#36c", "#393"), strict=True):
+    for (topology, points), colour in zip(curves.items(), COLOURS, strict=True):
         path = " ".join(f"{x:.0f},{y:.0f}" for x, y in (at(*point) for point in points))
         lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         x, y = at(*points[-1])

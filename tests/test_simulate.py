@@ -13,7 +13,7 @@ def test_all_peers_agree_over_late_and_cut_links(topology: str) -> None:
 
 
 def test_a_seed_gives_the_same_run_again() -> None:
-    assert simulate("random", 12, seed=2) == simulate("random", 12, seed=2)
+    assert simulate("2 random", 12, seed=2) == simulate("2 random", 12, seed=2)
 
 
 def test_over_a_tree_without_cuts_no_entry_is_sent_to_one_who_has_it() -> None:
