@@ -60,19 +60,14 @@ def pack_seq(seq: int) -> bytes:
     if seq < 251:
         return _HEX[seq]
     rest = seq - 251
-    if rest < 1 << 8:
-        return b"fb" + _HEX[rest]
-    if rest < 1 << 16:
-        return b"fc" + _HEX[rest >> 8] + _HEX[rest & 255]
-    if rest < 1 << 24:
-        return b"fd" + _HEX[rest >> 16] + _HEX[rest >> 8 & 255] + _HEX[rest & 255]
-    return b"fe%08x" % rest
+    width = (max(rest, 1).bit_length() + 7) // 8
+    return b"%x%0*x" % (250 + width, 2 * width, rest)
 
 
 _SMALL = {digits: seq for seq, digits in enumerate(_HEX[:251]) if seq}
 
 # By the number of digits, what to take off the whole read as one hex number.
-_BIAS = {2 * width + 2: ((250 + width << 8 * width) - 251 if width else 0) for width in range(5)}
+_BIAS = {2 * width + 2: (250 + width << 8 * width) - 251 for width in range(1, 5)}
 
 
 def unpack_seq(digits: bytes) -> int:
@@ -83,7 +78,7 @@ def unpack_seq(digits: bytes) -> int:
         seq = int(digits, 16) - _BIAS[len(digits)]
     except (ValueError, KeyError):
         seq = 0
-    if not 1 <= seq <= MAX_SEQ or pack_seq(seq) != digits:
+    if not 250 < seq <= MAX_SEQ or pack_seq(seq) != digits:
         raise ValueError(f"not a number of an entry: {digits!r}")
     return seq
 

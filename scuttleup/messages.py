@@ -254,9 +254,7 @@ def _fields(message: bytes, most: int = _MAX_FIELDS) -> Iterator[tuple[int, int 
             pos += 4
         else:
             raise ValueError(f"a field of wire type {wire_type} out of place")
-        if pos > size:
-            break
-        if value is not None and not groups:
+        if value is not None and not groups and pos <= size:
             yield number, value
     if pos != size or groups:
         raise ValueError(f"a message that ends in the middle of a field, or of {most} fields")

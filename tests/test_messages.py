@@ -395,6 +395,11 @@ def test_an_unknown_mode_leaves_the_one_before_it(mode: int) -> None:
     assert decode_handshake(message).mode == "push"
 
 
+def test_a_known_number_with_another_wire_type_is_unknown() -> None:
+    message = b"\x0a\x01f" + b"\x10\x05" + b"\x08\x05"
+    assert decode_handshake(message) == google_reads("Handshake", message)
+
+
 def test_the_last_digest_of_a_log_counts() -> None:
     digests = [Google["Digest"](peer="f", seq=seq) for seq in (3, 1, 2)]
     message = Google["Handshake"](id="g", head=digests).SerializeToString()
@@ -430,6 +435,19 @@ def test_a_change_is_not_taken_for_a_handshake() -> None:
     """Protobuf would: a handshake's id is where a change has its peer, the rest is unknown."""
     with pytest.raises(ValueError, match="a change where the handshake has to be"):
         decode_handshake(GOOD)
+
+
+def test_a_change_or_digest_has_at_most_1000_fields() -> None:
+    """One of 16 MiB would keep the event loop busy for many seconds."""
+    unknown = b"\x20\x00"
+    assert decode_changes(frame(GOOD + unknown * 997)) == [("f", 1, b"e")]
+    with pytest.raises(ValueError, match="of 1000 fields"):
+        decode_changes(frame(GOOD + unknown * 998))
+    digest = b"\x0a\x01f\x10\x01"
+    assert decode_handshake(b"\x0a\x01g\x12" + frame(digest + unknown * 998)).head == {"f": 1}
+    with pytest.raises(ValueError, match="of 1000 fields"):
+        decode_handshake(b"\x0a\x01g\x12" + frame(digest + unknown * 999))
+    assert decode_handshake(b"\x0a\x01g" + unknown * 2000).id == "g"
 
 
 # --- Frames ---------------------------------------------------------------------------------------
@@ -473,6 +491,9 @@ def test_a_run_of_one_log_comes_in_one_piece() -> None:
     decoder = Decoder(LIMIT)
     decoder.feed(encode_changes("far", 1, some) + encode_changes("near", 7, some))
     assert list(decoder.changes()) == [("far", 1, some), ("near", 7, some)]
+    of_all_sizes = [bytes(size) for size in [*range(300), 16_370, 0]]
+    decoder.feed(encode_changes("far", 1, of_all_sizes))
+    assert list(decoder.changes()) == [("far", 1, of_all_sizes)]
 
 
 @settings(unhurried, max_examples=60)
