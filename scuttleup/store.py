@@ -51,7 +51,7 @@ class Store:
     only after LevelDB has what it promises.
     """
 
-    def __init__(self, db: Any, *, id: str | None = None, sync: bool = False) -> None:
+    def __init__(self, db: Any, *, id: str | None, sync: bool) -> None:
         self._db = db
         self._sync = sync
         # Held by who writes, subscribes or closes; a signal handler may close in a write's middle.

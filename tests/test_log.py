@@ -141,13 +141,53 @@ def test_an_entry_may_be_empty_or_a_megabyte(logs: Scuttleup) -> None:
         assert logs.entry("us", logs.append(entry).seq) == entry
 
 
-def test_a_write_can_ask_for_the_disk(db: Any) -> None:
-    logs = Scuttleup(db, id="us", sync=True)
-    logs.append(b"a")
-    logs.append(b"b", sync=False)
-    logs.extend([b"c"], sync=True)
-    logs.write([Change("other", 1, b"d")], sync=True)
-    assert Scuttleup(db).head == {"us": 3, "other": 1}
+class ListeningDB:
+    """Hears whether a write is to reach the disk, which cannot be seen in what LevelDB does."""
+
+    def __init__(self, sound: Any) -> None:
+        self._sound = sound
+        self.asked: list[bool] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sound, name)
+
+    def put(self, key: bytes, value: bytes, *, sync: bool = False) -> None:
+        self.asked.append(sync)
+        self._sound.put(key, value, sync=sync)
+
+    def write_batch(self, *, sync: bool) -> Any:
+        self.asked.append(sync)
+        return self._sound.write_batch(sync=sync)
+
+
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize("sync", [None, False, True])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda logs, sync: logs.append(b"x", sync=sync),
+        lambda logs, sync: logs.extend([b"x"], sync=sync),
+        lambda logs, sync: logs.write([Change("other", 1, b"x")], sync=sync),
+    ],
+    ids=["append", "extend", "write"],
+)
+def test_a_write_asks_for_the_disk_if_it_is_to(
+    db: Any, write: Callable[..., object], sync: bool | None, default: bool
+) -> None:
+    listening = ListeningDB(db)
+    logs = Scuttleup(listening, sync=default)
+    listening.asked = []
+    write(logs, sync)
+    assert listening.asked == [default if sync is None else sync]
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_delete_asks_for_the_disk_as_the_log_does(db: Any, default: bool) -> None:
+    listening = ListeningDB(db)
+    logs = Scuttleup(listening, sync=default)
+    listening.asked = []
+    logs.delete("us", 1)
+    assert listening.asked == [default]
 
 
 # --- extend ---
@@ -361,8 +401,9 @@ def test_write_takes_the_logs_mixed(logs: Scuttleup) -> None:
 
 def test_write_takes_gaps_where_entries_were_deleted(logs: Scuttleup) -> None:
     changes = [Change("a", 3, "x"), Change("a", 4, "y"), Change("a", 1000, "z")]
-    assert logs.write(changes) == 3
-    assert logs.head == {"a": 1000}
+    changes += [Change("b", 1, "x"), Change("b", 4, "y")]
+    assert logs.write(changes) == 5
+    assert logs.head == {"a": 1000, "b": 4}
     assert list(logs.create_read_stream()) == changes
 
 

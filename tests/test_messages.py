@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -400,6 +401,28 @@ def test_a_known_number_with_another_wire_type_is_unknown() -> None:
     assert decode_handshake(message) == google_reads("Handshake", message)
 
 
+def changed_bytes(data: bytes) -> Iterator[bytes]:
+    """`data` with every byte in turn set to every value, one added or the last one missing."""
+    for at in range(len(data)):
+        yield from (data[:at] + bytes([byte]) + data[at + 1 :] for byte in range(256))
+    yield from (data + bytes([byte]) for byte in range(256))
+    yield data[:-1]
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        Google["Digest"](peer=peer, seq=seq).SerializeToString()
+        for peer, seq in [("f", 1), ("far", 300), ("f" * 127, 1), ("\x10" * 128, MAX), ("", 1)]
+    ],
+    ids=len,
+)
+def test_a_digest_near_the_usual_one_is_read_as_protobuf_does(digest: bytes) -> None:
+    """Usual digests are not read field by field. What takes this short cut is to be one."""
+    for changed in [*changed_bytes(digest), digest + digest, digest + b"\x10\x05"]:
+        assert_read_alike("Handshake", b"\x0a\x01g\x12" + frame(changed))
+
+
 def test_the_last_digest_of_a_log_counts() -> None:
     digests = [Google["Digest"](peer="f", seq=seq) for seq in (3, 1, 2)]
     message = Google["Handshake"](id="g", head=digests).SerializeToString()
@@ -510,6 +533,23 @@ def test_a_change_in_other_words_among_usual_ones_is_read(message: bytes) -> Non
         *range(max(seq - 2, 0), seq),
         *range(seq, min(seq + 1, MAX) + 1),
     ]
+
+
+@pytest.mark.parametrize("size", [1, 120, 121, 130, 300])
+def test_a_frame_near_the_one_that_is_expected_is_read_as_it_is_alone(size: int) -> None:
+    expected = encode_changes("far", 2, [bytes(size)])
+    shown = encode_changes("far", 1, [b""])
+    for changed in changed_bytes(expected[:12]):
+        data = changed + expected[12:]
+        alone, after = Decoder(LIMIT), Decoder(LIMIT)
+        try:
+            changes = list(decoded(alone, data))
+        except ValueError as error:
+            with pytest.raises(ValueError, match=re.escape(str(error))):
+                list(decoded(after, shown + data))
+        else:
+            assert list(decoded(after, shown + data)) == [("far", 1, b""), *changes]
+            assert alone.pending == after.pending
 
 
 @pytest.mark.parametrize("cutting", [[1], [10_000]], ids=["byte by byte", "at once"])
