@@ -14,6 +14,7 @@ after a first byte of 251, 252, 253 or 254.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain, repeat
 from operator import add
 
@@ -74,13 +75,11 @@ def unpack_seq(digits: bytes) -> int:
     """The number that `pack_seq` made `digits` of; ValueError if it made them of none."""
     if seq := _SMALL.get(digits, 0):
         return seq
-    try:
+    with suppress(ValueError, KeyError):
         seq = int(digits, 16) - _BIAS[len(digits)]
-    except (ValueError, KeyError):
-        seq = 0
-    if not 250 < seq <= MAX_SEQ or pack_seq(seq) != digits:
-        raise ValueError(f"not a number of an entry: {digits!r}")
-    return seq
+        if 250 < seq <= MAX_SEQ and pack_seq(seq) == digits:
+            return seq
+    raise ValueError(f"not a number of an entry: {digits!r}")
 
 
 def change_keys(prefix: bytes, first: int, count: int) -> Iterator[bytes]:
