@@ -10,11 +10,13 @@ from .changes import Change, Run, expand
 from .encodings import Encoding, find_encoding
 from .keys import check_peer, check_seq
 from .read_stream import ReadStream
-from .replication import MAX_FRAME, Replicated, ReplicationStream
+from .replication import Replicated, ReplicationStream
 from .store import Store
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
+
+MAX_FRAME = 16 * 1024 * 1024  # bytes
 
 
 class Scuttleup:

@@ -23,7 +23,6 @@ from .messages import (
 )
 from .store import Store
 
-MAX_FRAME = 16 * 1024 * 1024
 SEND_BYTES = 64 * 1024
 
 
@@ -51,11 +50,11 @@ class ReplicationStream:
         self,
         store: Store,
         *,
-        mode: str = "sync",
-        live: bool = True,
-        verify: Callable[[Change], bool] | None = None,
-        max_frame: int = MAX_FRAME,
-        wake: Callable[[], None] = lambda: None,
+        mode: str,
+        live: bool,
+        verify: Callable[[Change], bool] | None,
+        max_frame: int,
+        wake: Callable[[], None],
     ) -> None:
         if not isinstance(max_frame, int) or max_frame < 1:
             raise ValueError(f"max_frame is a number of bytes, not {max_frame!r}")

@@ -695,6 +695,31 @@ def test_a_remote_that_has_ended_its_side_still_gets_what_it_lacks(peer: MakeLog
     run(main())
 
 
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_one_shot_run_waits_as_long_as_what_was_promised_keeps_coming(
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Ten small entries or a large one, each of ten parts well within the limit, all far beyond."""
+    monkeypatch.setattr(scuttleup.connection, "PROMISED", 0.5)
+    logs = peer("us", value_encoding="binary")
+    entries = [b"x"] * 10 if size == 1 else [bytes(10 * size)]
+    data = encode_changes("them", 1, entries)
+    part = len(data) // 10
+
+    async def main() -> None:
+        async with met() as (stream, remote):
+            replication = asyncio.create_task(logs.replicate(*stream, live=False))
+            await remote.send(encode_handshake("them", {"them": len(entries)}, "sync"))
+            for at in range(0, len(data), part):
+                await asyncio.sleep(0.15)
+                assert not replication.done()
+                await remote.send(data[at : at + part])
+            remote.end()
+            assert await replication == Replicated(0, len(entries))
+
+    run(main())
+
+
 def test_a_one_shot_run_does_not_wait_for_what_a_remote_that_ended_had_promised(
     peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

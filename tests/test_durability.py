@@ -672,6 +672,22 @@ def test_a_flipped_bit_in_a_table_is_an_error_or_harmless(tmp_path: Path) -> Non
         assert isinstance(found, Exception) or found == changes, at
 
 
+def test_a_flipped_bit_in_the_id_is_an_error_without_paranoid_checks_too(tmp_path: Path) -> None:
+    """It would be another peer's."""
+    path, copy = tmp_path / "logs.db", tmp_path / "copy.db"
+    with plyvel.DB(str(path), create_if_missing=True) as db:
+        Scuttleup(db, id="abc")
+        db.compact_range()
+    [table] = path.glob("*.ldb")
+    at = table.read_bytes().index(b"abc")
+    for mask in (1, 2, 4):
+        shutil.copytree(path, copy)
+        flip_byte(copy / table.name, (at, mask))
+        with plyvel.DB(str(copy)) as db, pytest.raises(plyvel.CorruptionError):
+            Scuttleup(db)
+        shutil.rmtree(copy)
+
+
 def test_a_flipped_bit_in_any_of_many_tables_is_an_error_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "logs.db"
     changes = write_many_tables(path)
