@@ -9,7 +9,7 @@ import signal
 import sys
 from base64 import b64encode
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import plyvel
 
@@ -18,8 +18,9 @@ from .errors import ScuttleupError
 from .log import Scuttleup
 
 EPILOG = """\
-Exit status: 0 when all went well, and when Ctrl-C or SIGTERM ended what would never end by itself
-(read --live, replicate); 1 after an error, told in one line; 2 for wrong arguments.
+Exit status: 0 when all went well; 1 after an error, told in one line; 2 for wrong arguments;
+130 after Ctrl-C or SIGTERM, but 0 where they are the usual end (read --live, replicate).
+Only one process at a time can have a database open.
 
 Two people in two terminals:
   alice$ scuttleup --db alice.db replicate --listen 2014
@@ -33,16 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "replicate":
         _check_replicate(parser, args)
+    else:  # there the pipe may be a remote's, who is not to end us
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
     for fd in (0, 1, 2):  # where one is closed, LevelDB would open a file of its own as that
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    if args.command != "replicate":  # there the pipe may be a remote's, who is not to end us
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
-    signal.signal(signal.SIGTERM, _interrupt)
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     db = None
     try:
         # Create it only where there is nothing: LevelDB would make a new one over a damaged one.
@@ -50,15 +51,18 @@ def main(argv: list[str] | None = None) -> int:
         db = plyvel.DB(args.db, create_if_missing=is_new, paranoid_checks=True)
         logs = Scuttleup(db)
         try:
-            return int(args.run(logs, args) or 0)
+            status = int(args.run(logs, args) or 0)
+            sys.stdout.flush()  # here, where what is wrong with it is told
+            return status
         finally:
             logs.close()
     except plyvel.Error as error:
-        return _complain(f"{args.db}: {error.args[0].decode()}")
+        held = " (another process has it open)" if b"/LOCK: " in error.args[0] else ""
+        return _complain(f"{args.db}: {error.args[0].decode()}{held}")
     except (ScuttleupError, OSError, ValueError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        return 0 if args.run is _replicate or getattr(args, "live", False) else 130
+        return 0 if getattr(args, "live", False) else 130
     finally:
         if db:
             db.close()
@@ -80,7 +84,12 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Any, help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
-            name, parents=[db], help=help, description=help[0].upper() + help[1:] + "."
+            name,
+            parents=[db],
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run=run)
         return command
@@ -91,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     read = add("read", _read, "print every entry of every log")
-    read.add_argument("--live", action="store_true", help="go on with what is stored later")
+    read.add_argument(
+        "--live", action="store_true", help="do not end (replicate shows what is new)"
+    )
     read.add_argument(
         "--since",
         metavar="FILE",
@@ -106,19 +117,23 @@ def _parser() -> argparse.ArgumentParser:
     head = add("head", _head, "print the last number of every log; * is this peer's")
     head.add_argument("--json", action="store_true", help="as a JSON object")
 
-    replicate = add("replicate", _replicate, "exchange entries with other peers")
+    replicate = add(
+        "replicate",
+        _replicate,
+        "exchange entries with other peers: print theirs, append what is typed",
+    )
     replicate.add_argument(
-        "peers",
+        "addresses",
         nargs="*",
         type=_address,
         metavar="HOST:PORT",
-        help="a peer to connect to, again and again",
+        help="a peer to connect to, and again, after growing pauses, when that fails or ends",
     )
     replicate.add_argument(
         "--listen",
         type=partial(_address, default_host="127.0.0.1"),
         metavar="[HOST:]PORT",
-        help="serve other peers; HOST is 127.0.0.1",
+        help="serve other peers; HOST is 127.0.0.1. Who can connect may read and write",
     )
     replicate.add_argument(
         "--mode",
@@ -129,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     replicate.add_argument(
         "--once",
         action="store_true",
-        help="end when all that was there is exchanged with each peer, or with one that came",
+        help="end when all that was there is exchanged with those peers, and with one that came",
     )
     for option, help in (
         ("cert", "this peer's certificate, PEM"),
@@ -140,12 +155,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _complain(message: str) -> int:
     print(f"scuttleup: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at the end, with two more lines and status 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 1
 
 
@@ -170,11 +185,10 @@ class Lines:
 
     def take(self, data: bytes) -> bool:
         """Append the lines that end in `data`, b"" ends the last one; return whether to go on."""
-        self._rest += data
-        if b"\n" in data or (self._rest and not data):
+        ends = data or (b"\n" if self._rest else b"")
+        self._rest += ends
+        if b"\n" in ends:
             *lines, rest = bytes(self._rest).split(b"\n")
-            if rest and not data:
-                lines, rest = [*lines, rest], b""
             self._rest = bytearray(rest)
             self._logs.extend(lines)
         return bool(data)
@@ -216,11 +230,11 @@ def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
 
 def _check_replicate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the program if the arguments do not fit together."""
-    if not args.peers and not args.listen:
+    if not args.addresses and not args.listen:
         parser.error("replicate: name a HOST:PORT to connect to, or --listen")
     args.tls = [args.tls_cert, args.tls_key, args.tls_ca]
-    if not all(args.tls):
-        if any(args.tls):
+    if None in args.tls:  # "" is a file that is not there: no reason to do without
+        if args.tls != [None] * 3:
             parser.error("replicate: --tls-cert, --tls-key and --tls-ca go together")
         args.tls = None
 
@@ -239,7 +253,7 @@ def _replicate(logs: Scuttleup, args: argparse.Namespace) -> int:
     from .peer import Peer
 
     peer = Peer(logs, mode=args.mode, once=args.once, tls=args.tls, take_lines=Lines(logs).take)
-    return asyncio.run(peer.run(args.peers, args.listen))
+    return asyncio.run(peer.run(args.addresses, args.listen))
 
 
 if __name__ == "__main__":

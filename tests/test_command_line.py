@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import os
 import pty
+import random
 import re
 import resource
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,15 @@ import plyvel
 import pytest
 import trustme
 
+import scuttleup.peer
 from scuttleup import Scuttleup
+from scuttleup.messages import encode_changes
 from scuttleup.messages import encode_handshake as encode_handshake_frame
+from scuttleup.peer import Peer
 
 LIMIT = 30  # seconds, for what should take a moment
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # it hides what is wrong with the last write
 
 
 class Command:
@@ -32,12 +41,11 @@ class Command:
         self.process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, "-m", "scuttleup", *args],
             cwd=folder,
-            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-            **{"stdin": subprocess.PIPE, **options},
+            env=ENVIRONMENT,
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **options},
         )
 
     def type(self, line: str) -> None:
@@ -241,6 +249,7 @@ def test_a_database_that_another_process_holds_is_status_1(run: Run, start: Star
     assert status == 1
     assert err.count("\n") == 1
     assert "logs.db" in err
+    assert "another process has it open" in err
 
 
 def test_two_peers_see_what_the_other_types_and_miss_nothing_of_what_came_before(
@@ -307,7 +316,7 @@ def test_once_shows_progress_on_a_terminal(run: Run, start: Start, tmp_path: Pat
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
-    assert "\rreceived " in shown
+    assert "received 0\r" in shown
     assert "sent 0, received 3" in shown
 
 
@@ -399,6 +408,119 @@ def test_output_that_nobody_reads_is_one_line_and_status_1(start: Start, tmp_pat
     assert entries(tmp_path / "b.db") == ["is anybody there?"]
 
 
+@pytest.mark.parametrize("command", [["read"], ["head"], ["head", "--json"], ["read", "--json"]])
+def test_a_full_disk_for_the_output_is_one_line_and_status_1(
+    command: list[str], run: Run, start: Start
+) -> None:
+    run("append", "x")
+    with open("/dev/full", "w") as full:
+        process = start(*command, stdout=full).process
+        _, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, err) == (1, "scuttleup: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_once_that_is_interrupted_is_status_130(signum: int, start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        peer = start("replicate", "--once", f"127.0.0.1:{silent.getsockname()[1]}")
+        peer.stderr_line("connected")
+        assert peer.end(signum) == (130, "", "scuttleup: sent 0, received 0\n")
+
+
+def test_once_ends_when_all_have_been_met_and_not_with_the_first_that_comes(
+    run: Run, start: Start
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        alice = start("--db", "a.db", "replicate", "--once", "--listen", "0", address)
+        port = alice.port()
+        run("--db", "b.db", "append", "x")
+        assert run("--db", "b.db", "replicate", "--once", f"127.0.0.1:{port}")[0] == 0
+        assert "x" in alice.stdout_line()
+        remote, _ = silent.accept()
+        with remote:
+            remote.sendall(encode_handshake_frame("them", {}, "sync"))
+            remote.shutdown(socket.SHUT_WR)
+            while remote.recv(1 << 16):
+                pass
+        assert alice.result()[0] == 0
+
+
+def test_what_a_broken_exchange_brought_is_counted(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = start("replicate", "--once", f"127.0.0.1:{server.getsockname()[1]}")
+        remote, _ = server.accept()
+        with remote:
+            remote.sendall(encode_handshake_frame("them", {"them": 3}, "sync"))
+            remote.sendall(encode_changes("them", 1, [b"one", b"two"]) + b"\x10half")
+            assert "one" in peer.stdout_line()
+            remote.shutdown(socket.SHUT_WR)
+            status, _, err = peer.result()
+    assert status == 1
+    assert err.endswith("scuttleup: sent 0, received 2\n")
+
+
+def test_an_endless_input_does_not_keep_it_from_ending(start: Start, tmp_path: Path) -> None:
+    with subprocess.Popen("yes", stdout=subprocess.PIPE) as yes:
+        peer = start("replicate", "--listen", "0", stdin=yes.stdout)
+        peer.port()
+        assert peer.end()[0] == 0
+        yes.kill()
+    assert set(entries(tmp_path / "logs.db")) == {"y"}
+
+
+def test_a_second_signal_ends_it_though_nobody_reads_its_output(run: Run, start: Start) -> None:
+    run("--db", "a.db", "append", stdin="a line\n" * 10_000)
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    bob = start("--db", "b.db", "replicate", f"127.0.0.1:{alice.port()}")
+    pipe = bob.process.stdout
+    assert pipe
+    while fcntl.ioctl(pipe, termios.FIONREAD, b"1234") < (60_000).to_bytes(4, sys.byteorder):
+        assert bob.process.poll() is None
+    bob.process.terminate()
+    while bob.process.poll() is None:
+        bob.process.terminate()
+    assert bob.process.returncode == -signal.SIGTERM
+
+
+def test_certificates_that_are_named_but_empty_are_not_done_without(run: Run) -> None:
+    empty = ["--tls-cert", "", "--tls-key", "", "--tls-ca", ""]
+    status, _, err = run("replicate", "--listen", "0", *empty)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("scuttleup: certificates")
+
+
+def test_a_wait_grows_until_a_link_outlasts_it(
+    logs: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    lasting = iter([0, 0, 0, 1, 0])
+    sleep = asyncio.sleep
+
+    async def wait(delay: float) -> None:
+        waits.append(delay)
+        await sleep(0)
+
+    async def exchange(*_: object) -> None:
+        await sleep(next(lasting, 60))
+
+    async def main() -> None:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        peer = Peer(logs, mode="sync", once=False, tls=None, take_lines=bool)
+        monkeypatch.setattr(peer, "_exchange", exchange)
+        monkeypatch.setattr(asyncio, "sleep", wait)
+        link = asyncio.create_task(peer._connect(server.sockets[0].getsockname(), None))
+        while len(waits) < 5:
+            await sleep(0)
+        link.cancel()
+
+    monkeypatch.setattr(random, "uniform", max)
+    monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.2)
+    monkeypatch.setattr(scuttleup.peer, "LONGEST_DELAY", 0.8)
+    asyncio.run(main())
+    assert waits == [0.2, 0.4, 0.8, 0.2, 0.4]
+
+
 def test_append_that_is_interrupted_is_status_130_and_keeps_whole_lines(
     start: Start, tmp_path: Path
 ) -> None:
@@ -488,7 +610,7 @@ def test_an_argument_that_is_no_text_is_appended_as_it_is(tmp_path: Path) -> Non
     subprocess.run(
         [sys.executable.encode(), b"-m", b"scuttleup", b"append", b"\xff"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=ENVIRONMENT,
         check=True,
     )
     assert entries(tmp_path / "logs.db") == ["\ufffd"]
@@ -501,7 +623,7 @@ def test_closed_files_are_no_trouble(tmp_path: Path) -> None:
             f"{sys.executable} -m scuttleup read {redirect}",
             shell=True,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            env=ENVIRONMENT,
             check=True,
         )
     assert entries(tmp_path / "logs.db") == ["x"] * 4
