@@ -8,6 +8,7 @@ import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import plyvel
 
@@ -37,17 +38,14 @@ async def replicate(
         if stream.closed and not closed.done():
             closed.set_result(None)
 
-    def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(look)
-
     try:
-        stream = make_stream(wake=wake)
+        stream = make_stream(wake=partial(loop.call_soon_threadsafe, look))
         _detect_loss(writer)
         await _run(stream, reader, writer, news, closed)
         writer.close()
         # With TLS, which has no end of one side alone, this is when the remote's end comes.
-        await asyncio.wait({asyncio.ensure_future(_wait_closed(writer))}, timeout=LINGER)
+        with suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(writer.wait_closed(), LINGER)
     except plyvel.Error:  # which may be an OSError, too
         raise
     except OSError as error:
@@ -124,7 +122,7 @@ async def _watch(
 ) -> None:
     """Keep the time limits; all in one place, and looked at only now and then."""
     now = asyncio.get_running_loop().time
-    begun = written = progressed = asked = now()
+    begun = written = progressed = now()
     progress = 0
     outgoing = (0, 0)
     while True:
@@ -143,15 +141,13 @@ async def _watch(
             news.set()
         if receiver.done():
             # After the remote's end, nothing tells when it leaves for good. An empty frame does.
-            if now() - asked > ALIVE / 3:
-                asked = now()
+            if not unwritten:
                 writer.write(b"\0")
-            _check_loss(writer)
-
-
-async def _wait_closed(writer: StreamWriter) -> None:
-    with suppress(OSError):
-        await writer.wait_closed()
+            sock = writer.get_extra_info("socket")
+            if sock is not None and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                raise OSError(code, os.strerror(code))
+            if writer.transport.is_closing():
+                raise ConnectionResetError("the remote is gone")
 
 
 def _detect_loss(writer: StreamWriter) -> None:
@@ -175,12 +171,3 @@ def _unwritten(writer: StreamWriter) -> int:
         return writer.transport.get_write_buffer_size()
     except AttributeError:  # Python 3.10: its TLS transport, once the connection is lost
         return 0
-
-
-def _check_loss(writer: StreamWriter) -> None:
-    """Raise OSError if the connection is lost and nobody has been told."""
-    sock = writer.get_extra_info("socket")
-    if sock is not None and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-        raise OSError(code, os.strerror(code))
-    if writer.transport.is_closing():
-        raise ConnectionResetError("the remote is gone")

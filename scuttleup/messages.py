@@ -23,12 +23,11 @@ Everything here raises ValueError for what it cannot read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, repeat
+from itertools import repeat
 from operator import add
 from typing import NamedTuple
 
-_MODES = {"sync": 1, "push": 2, "pull": 3}
-MODES = {number: mode for mode, number in _MODES.items()}
+MODES = ("sync", "push", "pull")  # 1, 2 and 3
 _MAX_UINT32 = 2**32 - 1
 _MAX_GROUPS = 100  # one in the other, as Google's decoders have it
 _MAX_FIELDS = 1000  # of a Change or Digest: a hostile one of 16 MiB took 14 s to look through
@@ -51,7 +50,7 @@ def encode_handshake(id: str, head: Mapping[str, int], mode: str) -> bytes:
         name = peer.encode()
         digest = b"\x0a%b%b\x10%b" % (_varint(len(name)), name, _varint(seq))
         parts += (b"\x12", _varint(len(digest)), digest)
-    parts.append(b"\x18" + _varint(_MODES[mode]))
+    parts.append(b"\x18" + _varint(MODES.index(mode) + 1))
     message = b"".join(parts)
     return _varint(len(message)) + message
 
@@ -70,18 +69,15 @@ def encode_changes(peer: str, first: int, entries: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _change_heads(peer: str, first: int) -> Iterator[bytes]:
-    """What the Changes of `peer` begin with, from number `first` on: all up to the entry's size."""
-    return chain.from_iterable(_blocks_of_heads(_string(1, peer) + b"\x10", first))
-
-
-def _blocks_of_heads(before_seq: bytes, seq: int) -> Iterator[Iterator[bytes]]:
+def _change_heads(peer: str, seq: int) -> Iterator[bytes]:
+    """What the Changes of `peer` begin with, from number `seq` on: all up to the entry's size."""
     # A varint's first byte has the lowest 7 bits, so up to 128 heads in a row differ in that alone.
+    before_seq = _string(1, peer) + b"\x10"
     while seq <= _MAX_UINT32:
         low, high = seq & 0x7F, seq >> 7
         lows = _BYTE[0x80 + low :] if high else _BYTE[low:0x80]
         after_low = (_varint(high) if high else b"") + b"\x1a"
-        yield map(add, map(add, repeat(before_seq), lows), repeat(after_low))
+        yield from map(add, map(add, repeat(before_seq), lows), repeat(after_low))
         seq += 0x80 - low
 
 
@@ -103,16 +99,15 @@ class Decoder:
 
     def message(self) -> bytes | None:
         """The next message, None as long as it is not all there."""
-        message = b""
-        pos = 0
-        while not message:
-            start, end = self._frame(pos)
-            if end > len(self._buffer):
-                break
-            message = bytes(self._buffer[start:end])
-            pos = end
-        del self._buffer[:pos]
-        return message or None
+        start, end = self._frame(0)
+        while start == end:  # an empty one
+            del self._buffer[:end]
+            start, end = self._frame(0)
+        if end > len(self._buffer):
+            return None
+        message = bytes(self._buffer[start:end])
+        del self._buffer[:end]
+        return message
 
     def changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
         """The Changes that are all there, in runs: (peer, first number, entries)."""
@@ -186,7 +181,7 @@ def decode_handshake(message: bytes) -> Handshake:
             peer, seq = _decode_digest(value)
             head[peer] = seq
         elif number == 3 and isinstance(value, int):
-            mode = MODES.get(value, mode)
+            mode = MODES[value - 1] if 1 <= value <= len(MODES) else mode
         elif number == 3:
             raise ValueError("a change where the handshake has to be")
     if id is None:

@@ -111,8 +111,7 @@ class _Alarm:
         with suppress(RuntimeError):  # it has rung already
             self._silence.release()
         if wake_task := self._wake_task:
-            with suppress(RuntimeError):  # the event loop is closed, the task sleeps for ever
-                wake_task()
+            wake_task()
 
     # Both first get ready to be woken and then look: what comes after the look wakes them.
 

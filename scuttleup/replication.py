@@ -58,8 +58,8 @@ class ReplicationStream:
     ) -> None:
         if not isinstance(max_frame, int) or max_frame < 1:
             raise ValueError(f"max_frame is a number of bytes, not {max_frame!r}")
-        if mode not in MODES.values():
-            raise ValueError(f"mode is one of {', '.join(MODES.values())}, not {mode!r}")
+        if mode not in MODES:
+            raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         self._store = store
         self._mode = mode
         self._live = live
@@ -158,7 +158,8 @@ class ReplicationStream:
                 self._receive_changes(self._remote)
             self.progress += self._decoder.pending >> 16
         except ValueError as error:
-            raise ProtocolError(_short(str(error))) from error
+            # Short, for a remote chooses some of it, and it goes to somebody's log.
+            raise ProtocolError(f"{error!s:.300}") from error
         self._failed = False
 
     def _receive_handshake(self, remote: Handshake) -> None:
@@ -232,11 +233,6 @@ def _ask(verify: Callable[[Change], bool], change: Change) -> None:
     try:
         accepted = verify(change)
     except Exception as error:
-        raise ProtocolError(_short(f"verify failed at {where}: {error!r}")) from error
+        raise ValueError(f"verify failed at {where}: {error!r}") from error
     if not accepted:
-        raise ProtocolError(_short(f"verify refused {where}"))
-
-
-def _short(message: str) -> str:
-    # A remote chooses some of it, and it goes to somebody's log.
-    return message if len(message) <= 300 else message[:300] + "…"
+        raise ValueError(f"verify refused {where}")

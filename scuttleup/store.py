@@ -73,11 +73,10 @@ class Store:
                 self._prepare_to_write()
             own = self.id
             head = self.heads.get(own, 0)
+            if head == MAX_SEQ:
+                raise OverflowError(f"the log of {own!r} is full, its last number is {MAX_SEQ}")
             self._in_doubt = before = {own: head}
-            key = next(self._own_keys, None)
-            if key is None:
-                self._in_doubt = None
-                raise OverflowError(f"the log of {self.id!r} is full, its last number is {MAX_SEQ}")
+            key = next(self._own_keys)
             self._db.put(key, entry, sync=self._sync if sync is None else sync)
             self.heads[own] = head = head + 1
             if self._followers:

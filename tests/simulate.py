@@ -28,7 +28,7 @@ class Result(NamedTuple):
     handshake_bytes: int  # of these
     sent: int  # changes
     lost: int  # of these, by a cut
-    known: int  # of these, to the receiver
+    known: int  # of these, to the receiver, or to be when it arrives
 
 
 class Arriving(NamedTuple):
@@ -59,6 +59,7 @@ class Link:
                 return
             self.ends = [End(logs) for logs in self.logs]
         elif self.rng.random() < cut:
+            self.lost += sum(arriving.changes for end in self.ends for arriving in end.arriving)
             self.close()
             self.up_at = now + self.rng.randint(1, 10)
             return
@@ -81,7 +82,6 @@ class Link:
         for end in self.ends:
             self.sent += end.stream.replicated.sent
             self.received += end.stream.replicated.received
-            self.lost += sum(arriving.changes for arriving in end.arriving)
             end.stream.close()
         self.ends = []
 
@@ -96,7 +96,7 @@ def star(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
 
 def random_graph(peers: int, rng: random.Random, *, each: int) -> Iterable[tuple[int, int]]:
     """Everybody calls `each` of those who came before: twice as many links a peer, no island."""
-    return {(n, other) for n in range(1, peers) for other in rng.choices(range(n), k=each)}
+    return [(n, other) for n in range(1, peers) for other in rng.sample(range(n), min(n, each))]
 
 
 TOPOLOGIES: dict[str, Callable[[int, random.Random], Iterable[tuple[int, int]]]] = {

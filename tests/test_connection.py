@@ -894,9 +894,10 @@ def test_a_handshake_by_the_drop_is_none(peer: MakeLogs, monkeypatch: pytest.Mon
     run(main())
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "half-closed"])
 @pytest.mark.parametrize("live", [False, True], ids=["one-shot", "live"])
 def test_a_remote_that_takes_nothing_is_dropped(
-    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch, live: bool
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch, live: bool, ended: bool
 ) -> None:
     monkeypatch.setattr(scuttleup.connection, "LINGER", 0.05)
     monkeypatch.setattr(scuttleup.connection, "ALIVE", 0.2)
@@ -905,7 +906,9 @@ def test_a_remote_that_takes_nothing_is_dropped(
 
     async def main() -> None:
         async with met(small_sockets) as (stream, remote):
-            await remote.send(HELLO)
+            await remote.send(encode_handshake("them", {}, "pull"))
+            if ended:
+                remote.end()
             with pytest.raises(ProtocolError, match="took nothing"):
                 await logs.replicate(*stream, live=live)
 

@@ -70,6 +70,7 @@ def test_neighbours_at_a_border_sort_in_order(border: int, step: int) -> None:
 
 # No digits; a zero; other spellings of a number; one too small for its width; one too large.
 NO_NUMBERS = [b"", b"fb", b"ff", b"01\xff", b"zz", b"00", b"0", b"1", b"FA", b"+1", b" 1", b"0_1"]
+NO_NUMBERS += [b"fb-fff"]
 NO_NUMBERS += [b"fc0000", b"fc00ff", b"fd00ffff", b"fe00ffffff"]
 NO_NUMBERS += [b"feffffff05", b"feffffffff", b"ff0000000000"]
 

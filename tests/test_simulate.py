@@ -16,6 +16,9 @@ def test_a_seed_gives_the_same_run_again() -> None:
     assert simulate("2 random", 12, seed=2) == simulate("2 random", 12, seed=2)
 
 
-def test_over_a_tree_without_cuts_no_entry_is_sent_to_one_who_has_it() -> None:
-    result = simulate("star", 12, cut=0)
-    assert (result.sent, result.known, result.lost) == (11 * 12, 0, 0)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_without_cuts_nothing_is_lost_and_over_a_tree_nothing_is_known(topology: str) -> None:
+    result = simulate(topology, 12, cut=0)
+    assert result.lost == 0
+    assert result.sent - result.known == 11 * 12
+    assert (result.known == 0) == (topology == "star")
