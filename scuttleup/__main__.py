@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         _check_replicate(parser, args)
     else:  # there the pipe may be a remote's, who is not to end us
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
-    for fd in (0, 1, 2):  # where one is closed, LevelDB would open a file of its own as that
+    for fd in (0, 1, 2):  # where one is closed, LevelDB would get it, and what we print
         try:
             os.fstat(fd)
         except OSError:

@@ -29,7 +29,7 @@ class Run(NamedTuple):
     """The entries number `first`, `first` + 1, … of one log.
 
     Everything below `Scuttleup` moves runs and not single changes: what is the same for a whole
-    run, its key prefix or the head of its frames, is then made once and not for every entry.
+    run, the prefix of its keys or of its frames, is then made once and not for every entry.
     """
 
     peer: str

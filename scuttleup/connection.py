@@ -33,13 +33,13 @@ async def replicate(
     news = asyncio.Event()  # for the sender: look again
     closed: asyncio.Future[None] = loop.create_future()  # done when the log is
 
-    def look() -> None:
+    def on_wake() -> None:
         news.set()
         if stream.closed and not closed.done():
             closed.set_result(None)
 
     try:
-        stream = make_stream(wake=partial(loop.call_soon_threadsafe, look))
+        stream = make_stream(wake=partial(loop.call_soon_threadsafe, on_wake))
         _detect_loss(writer)
         await _run(stream, reader, writer, news, closed)
         writer.close()
@@ -120,7 +120,7 @@ async def _watch(
     news: asyncio.Event,
     receiver: asyncio.Task[None],
 ) -> None:
-    """Keep the time limits; all in one place, and looked at only now and then."""
+    """Keep the time limits, all of them, with a look every second or so."""
     now = asyncio.get_running_loop().time
     begun = written = progressed = now()
     progress = 0

@@ -18,4 +18,4 @@ class EntryNotFound(ScuttleupError, KeyError):
 
 
 class ProtocolError(ScuttleupError):
-    """The remote broke the protocol, `verify` refused it or the connection broke: that is over."""
+    """A replication ended: the remote broke the protocol, `verify` refused or the link broke."""

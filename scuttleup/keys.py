@@ -3,8 +3,10 @@
 | key (UTF-8 of)                      | value                                                   |
 |-------------------------------------|---------------------------------------------------------|
 | `c` U+00FF peer U+00FF number       | the entry's bytes                                       |
-| `m` U+00FF `head` U+00FF peer       | the number of a newest entry that was deleted (ours)    |
+| `m` U+00FF `head` U+00FF peer       | the last number, when that entry was deleted (*)        |
 | `m` U+00FF `id`                     | this peer's id                                          |
+
+(*) Not the original's, which ignores it.
 
 `number` is the lower-case hex of what npm `lexicographic-integer` 1.1.0 packs, so that numbers
 sort as bytes: n < 251 is one byte; else n - 251 in the fewest of 1, 2, 3 or 4 bytes, big-endian,
@@ -24,7 +26,7 @@ SEPARATOR = "\xff".encode()
 CHANGES = b"c" + SEPARATOR
 CHANGES_END = CHANGES + SEPARATOR  # peer ids hold no U+00FF and nothing above it
 DELETED_HEADS = b"m" + SEPARATOR + b"head" + SEPARATOR
-ID = b"m" + SEPARATOR + b"id"  # sorts after every other key of ours
+ID = b"m" + SEPARATOR + b"id"  # sorts after every other key of ours: each scan ends there
 
 _HEX = [b"%02x" % byte for byte in range(256)]
 

@@ -195,7 +195,7 @@ class Scuttleup:
     def close(self) -> None:
         """End all live streams and replications, refuse new ones and writes.
 
-        `db` stays open: close it next. This may be called in a signal handler, as no other method.
+        `db` stays open: close it next. This is the one method that a signal handler may call.
         """
         self._store.close()
 

@@ -1,6 +1,6 @@
 """The frames of the wire, byte for byte those of the original.
 
-A frame is a varint, the length, and as many bytes, a message; one of length 0 means nothing. The
+A frame is a varint, the length, and as many bytes, a message; one of length 0 is skipped. The
 first message of each side is a Handshake, every later one a Change, in Protocol Buffers (proto2):
 
     message Handshake {
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 MODES = ("sync", "push", "pull")  # 1, 2 and 3
 _MAX_UINT32 = 2**32 - 1
-_MAX_GROUPS = 100  # one in the other, as Google's decoders have it
+_MAX_GROUPS = 100  # nested: the limit of Google's decoders
 _MAX_FIELDS = 1000  # of a Change or Digest: a hostile one of 16 MiB took 14 s to look through
 
 _BYTE = [bytes([byte]) for byte in range(256)]
@@ -59,19 +59,19 @@ def encode_changes(peer: str, first: int, entries: Iterable[bytes]) -> bytes:
     """The frames of the Changes of `peer` from number `first` on."""
     # What stands before an entry depends on three things that rarely change: 0.4 µs an entry.
     parts: list[bytes] = []
-    head_size = entry_size = -1
-    for head, entry in zip(_change_heads(peer, first), entries, strict=False):
-        if len(entry) != entry_size or len(head) != head_size:
-            head_size, entry_size = len(head), len(entry)
+    prefix_size = entry_size = 0
+    for prefix, entry in zip(_change_prefixes(peer, first), entries, strict=False):
+        if len(entry) != entry_size or len(prefix) != prefix_size:
+            prefix_size, entry_size = len(prefix), len(entry)
             before_entry = _varint(entry_size)
-            before_head = _varint(head_size + len(before_entry) + entry_size)
-        parts += (before_head, head, before_entry, entry)
+            before_prefix = _varint(prefix_size + len(before_entry) + entry_size)
+        parts += (before_prefix, prefix, before_entry, entry)
     return b"".join(parts)
 
 
-def _change_heads(peer: str, seq: int) -> Iterator[bytes]:
+def _change_prefixes(peer: str, seq: int) -> Iterator[bytes]:
     """What the Changes of `peer` begin with, from number `seq` on: all up to the entry's size."""
-    # A varint's first byte has the lowest 7 bits, so up to 128 heads in a row differ in that alone.
+    # A varint's first byte has the lowest 7 bits: up to 128 prefixes in a row differ in that alone.
     before_seq = _string(1, peer) + b"\x10"
     while seq <= _MAX_UINT32:
         low, high = seq & 0x7F, seq >> 7
@@ -119,20 +119,20 @@ class Decoder:
             if start < end:
                 peer, first, entry = _decode_change(buffer[start:end])
                 entries = [entry]
-                pos = self._read_on(buffer, pos, _change_heads(peer, first + 1), entries)
+                pos = self._read_on(buffer, pos, _change_prefixes(peer, first + 1), entries)
                 yield peer, first, entries
             start, end = self._frame(pos)
         del self._buffer[:pos]
 
     def _read_on(
-        self, buffer: bytes, pos: int, heads: Iterator[bytes], entries: list[bytes]
+        self, buffer: bytes, pos: int, prefixes: Iterator[bytes], entries: list[bytes]
     ) -> int:
-        """Add the entries of the Changes that begin with `heads` and return where they end."""
+        """Add the entries of the Changes that begin with `prefixes` and return where they end."""
         # Most Changes follow the one before in the same log. What those begin with is known, so
         # a comparison decodes them: 0.5 µs instead of 5 µs. Sizes of one or two bytes, the usual
         # ones, are read in line; two bytes more in `buffer` let that look ahead at the end.
         size, limit = len(buffer) - 2, self._limit
-        for head in heads:
+        for prefix in prefixes:
             length = buffer[pos]
             at = pos + 1
             if length > 0x7F:
@@ -141,9 +141,9 @@ class Decoder:
                 length += (buffer[at] << 7) - 0x80
                 at += 1
             end = at + length
-            if end > size or length > limit or not buffer.startswith(head, at):
+            if end > size or length > limit or not buffer.startswith(prefix, at):
                 break
-            at += len(head)
+            at += len(prefix)
             length = buffer[at]
             at += 1
             if length > 0x7F:
@@ -161,7 +161,7 @@ class Decoder:
         for start in range(pos, len(self._buffer)):
             byte = self._buffer[start]
             length |= (byte & 0x7F) << shift
-            if length > self._limit or shift > 63:
+            if length > self._limit or shift > 63:  # a varint has at most 10 bytes
                 raise ValueError(f"a frame of more than {self._limit} bytes")
             if byte < 0x80:
                 return start + 1, start + 1 + length
@@ -228,7 +228,7 @@ def _fields(message: bytes, most: int = _MAX_FIELDS) -> Iterator[tuple[int, int 
     for _ in range(most):
         if pos >= size:
             break
-        tag, pos = _decode_varint(message, pos, 5)
+        tag, pos = _decode_varint(message, pos, 5)  # of 32 bits, as a length
         number, wire_type = tag >> 3, tag & 7
         value: int | bytes | None = None
         if not 0 < number < 1 << 29:
@@ -252,7 +252,9 @@ def _fields(message: bytes, most: int = _MAX_FIELDS) -> Iterator[tuple[int, int 
         if value is not None and not groups and pos <= size:
             yield number, value
     if pos != size or groups:
-        raise ValueError(f"a message that ends in the middle of a field, or of {most} fields")
+        raise ValueError(
+            f"a message that ends in the middle of a field, or has more than {most} fields"
+        )
 
 
 def _decode_varint(message: bytes, pos: int, most: int = 10) -> tuple[int, int]:

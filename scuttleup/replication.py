@@ -69,14 +69,15 @@ class ReplicationStream:
         # By the two modes, once both are known: whether we send changes, and whether the remote.
         self._sends = self._receives = False
         self._since: dict[str, int] = {}  # what the remote has, as far as we know
-        # What we have to send; until we know that, it only tells whether the log was closed.
+        # The follower is what we have to send. The sentinel tells whether the log was closed; it is
+        # one of its own until there is a live follower.
         self._follower = self._sentinel = store.follow({}, snapshot=False, live=True, wake=wake)
         # What the remote has above our heads, (peer, seq), and so is going to send.
         self._promised: list[tuple[str, int]] = []
         self._decoder = Decoder(max_frame)
         self._failed = False
         self._sent = self._received = 0
-        # Goes up with every part of what was promised. One large entry counts as it comes.
+        # Goes up with every run that was promised and, as a large entry comes, every 64 KiB of it.
         self.progress = 0
         self._handshake = encode_handshake(store.id, store.heads.copy(), mode)
 
@@ -147,7 +148,7 @@ class ReplicationStream:
         """
         if self._failed:
             raise ProtocolError("this replication ended with an error")
-        self._failed = True
+        self._failed = True  # until all went well
         try:
             if not data:
                 self._receive_eof()

@@ -33,11 +33,12 @@ from .keys import (
     unpack_seq,
 )
 
-# The most that a run holds when it is read, one entry's bytes over. Small enough for the
-# processor's cache, which is worth more than fewer turns, and for an event loop's patience.
+# The most that a run holds when it is read; its last entry may exceed the bytes. Small enough for
+# the processor's cache, which is worth more than fewer turns, and for an event loop's patience.
 RUN_ENTRIES = 256
 RUN_BYTES = 32 * 1024
-# Where there are very many logs, most are short: a step takes 0.5 µs, a leap over the rest 8 µs.
+# So many keys of a log are read one by one, 0.5 µs each, before a seek to its last, 8 µs: where
+# there are very many logs, most are short.
 STEPS = 8
 
 
@@ -54,13 +55,13 @@ class Store:
     def __init__(self, db: Any, *, id: str | None, sync: bool) -> None:
         self._db = db
         self._sync = sync
-        # Held by who writes, subscribes or closes; a signal handler may close in a write's middle.
+        # Held to write, follow and close; an RLock, since a signal handler may close in a write.
         self._lock = threading.RLock()
         # By id(). Weak, so that a follower that is dropped is gone; not a WeakSet, since
         # whether that is empty costs an append 4 % to find out.
         self._followers: dict[int, weakref.ref[Follower]] = {}
         self._closed = False
-        # The heads before a write that began and was not seen to end, for `_recover`.
+        # The heads before a write that began and was not seen to end, for `_recover`; else None.
         self._in_doubt: dict[str, int] | None = None
         self.id = _load_id(db, id)
         self.heads = _load_heads(db)
@@ -170,7 +171,7 @@ class Store:
 
     def _prepare_to_write(self) -> None:
         if self._closed:
-            raise ScuttleupError("this log is closed")
+            raise ScuttleupError("these logs are closed")
         if self._in_doubt is not None:
             self._recover()
 
@@ -205,7 +206,7 @@ class Store:
         """
         with self._lock:
             if self._closed:
-                raise ScuttleupError("this log is closed")
+                raise ScuttleupError("these logs are closed")
             heads = self.heads.items() if snapshot else ()
             spans = [(peer, 0, head) for peer, head in heads if head > since.get(peer, 0)]
             follower = Follower(self._db, since, sorted(spans), wake)
@@ -276,9 +277,12 @@ class Follower:
         return self._runs is None and not self._fresh
 
     def read(self) -> Run | None:
-        """The next run of entries; None when there is nothing new."""
+        """The next run of entries; None when there is nothing new.
+
+        Raises `plyvel.Error`, and then every time: what is damaged must not look like the end.
+        """
         if self._error:
-            raise self._error  # what is damaged is not the end
+            raise self._error
         while not self.idle:
             if self._runs is None:
                 with self._lock:
@@ -370,7 +374,7 @@ def _check_room(folder: str) -> None:
     held = sum(map(os.path.getsize, glob(escape(folder) + "/*.log")))
     try:
         with TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(held + (64 << 10)))
+            probe.write(bytes(held + (64 << 10)))  # and some for an index and a new journal
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
@@ -378,6 +382,7 @@ def _check_room(folder: str) -> None:
 
 
 def _load_id(db: Any, id: str | None) -> str:
+    """The id stored, or `id` or a new one, which is then stored."""
     stored = db.get(ID, verify_checksums=True)
     if id is None:
         id = stored.decode() if stored is not None else os.urandom(16).hex()
@@ -388,6 +393,7 @@ def _load_id(db: Any, id: str | None) -> str:
 
 
 def _load_heads(db: Any) -> dict[str, int]:
+    """Every log's last number, be that entry deleted or not."""
     heads: dict[str, int] = {}
     with _scan(db, CHANGES, values=False) as keys:
         prefix = b"\xff"  # of the log that we are in; no UTF-8 holds that byte

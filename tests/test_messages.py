@@ -464,11 +464,11 @@ def test_a_change_or_digest_has_at_most_1000_fields() -> None:
     """One of 16 MiB would keep the event loop busy for many seconds."""
     unknown = b"\x20\x00"
     assert decode_changes(frame(GOOD + unknown * 997)) == [("f", 1, b"e")]
-    with pytest.raises(ValueError, match="of 1000 fields"):
+    with pytest.raises(ValueError, match="more than 1000 fields"):
         decode_changes(frame(GOOD + unknown * 998))
     digest = b"\x0a\x01f\x10\x01"
     assert decode_handshake(b"\x0a\x01g\x12" + frame(digest + unknown * 998)).head == {"f": 1}
-    with pytest.raises(ValueError, match="of 1000 fields"):
+    with pytest.raises(ValueError, match="more than 1000 fields"):
         decode_handshake(b"\x0a\x01g\x12" + frame(digest + unknown * 999))
     assert decode_handshake(b"\x0a\x01g" + unknown * 2000).id == "g"
 
