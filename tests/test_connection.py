@@ -874,22 +874,46 @@ def test_a_handshake_by_the_drop_is_none(peer: MakeLogs, monkeypatch: pytest.Mon
     monkeypatch.setattr(scuttleup.connection, "ALIVE", 0.4)
     logs = peer("us", 1)
 
-    async def drip(remote: Remote) -> None:
+    async def main() -> None:
+        async with met(socket.socketpair) as (stream, remote), dripping(remote):
+            with pytest.raises(ProtocolError, match="no handshake"):
+                await within(5, asyncio.create_task(logs.replicate(*stream)))
+
+    run(main())
+
+
+@asynccontextmanager
+async def dripping(remote: Remote) -> AsyncIterator[None]:
+    """Meanwhile, the remote sends a frame of some megabytes, byte by byte."""
+
+    async def drip() -> None:
         await remote.send(b"\xff\xff\x7f")
         while True:
             await asyncio.sleep(0.05)
             await remote.send(b"x")
 
+    task = asyncio.create_task(drip())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        task.cancelled() or task.exception()
+
+
+def test_a_one_shot_does_not_wait_for_a_promise_that_comes_by_the_drop(
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scuttleup.connection, "LINGER", 0.05)
+    monkeypatch.setattr(scuttleup.connection, "PROMISED", 0.4)
+    logs = peer("us")
+
     async def main() -> None:
         async with met(socket.socketpair) as (stream, remote):
-            dripping = asyncio.create_task(drip(remote))
-            try:
-                with pytest.raises(ProtocolError, match="no handshake"):
-                    await within(5, asyncio.create_task(logs.replicate(*stream)))
-            finally:
-                dripping.cancel()
-                await asyncio.wait({dripping})
-                dripping.cancelled() or dripping.exception()
+            await remote.send(encode_handshake("them", {"them": 1}, "sync"))
+            async with dripping(remote):
+                replication = asyncio.create_task(logs.replicate(*stream, live=False))
+                assert await within(5, replication) == Replicated(0, 0)
 
     run(main())
 

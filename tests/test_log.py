@@ -686,6 +686,7 @@ WRONG: list[Wrong] = [
     ("append nothing", lambda logs: logs.append(None), TypeError, "None"),
     ("append no text", lambda logs: logs.append("\udc80"), ValueError, r"\\udc80"),
     ("extend a number", lambda logs: logs.extend(["x", 5]), TypeError, "5"),
+    ("extend bytes as text", lambda logs: logs.extend([b"x", b"y"]), TypeError, "b'x'"),
     ("extend one text", lambda logs: logs.extend("text"), TypeError, "'text'"),
     ("extend one bytes", lambda logs: logs.extend(b"bytes"), TypeError, "b'bytes'"),
     ("delete 0", lambda logs: logs.delete("us", 0), ValueError, "not 0"),

@@ -951,6 +951,22 @@ def test_what_the_remote_sends_while_we_send_the_same_log_is_not_sent_back(
         assert ours.replicated.sent <= 5000
 
 
+def test_a_leap_in_our_own_empty_log_takes_nothing_back_of_what_came_before(
+    new_peer: NewPeer,
+) -> None:
+    us = new_peer("us")
+    stream = us.logs.create_replication_stream()
+    with pytest.raises(ProtocolError, match="a leap in our own log from 0 to 2"):
+        stream.receive_data(HELLO + change(b"far", 1) + change(b"us", 2))
+    assert us.logs.head == {"far": 1}
+
+
+def test_a_limit_of_one_byte_is_one(us: Peer) -> None:
+    stream = us.logs.create_replication_stream(max_frame=1)
+    with pytest.raises(ProtocolError, match="a frame of more than 1 bytes"):
+        stream.receive_data(b"\x02")
+
+
 @pytest.mark.parametrize("max_frame", [0, -1, "x", None])
 def test_a_wrong_limit_is_named(us: Peer, max_frame: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(max_frame))):
