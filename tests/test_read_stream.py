@@ -18,7 +18,7 @@ import pytest
 from scuttleup import Change, ReadStream, Scuttleup, ScuttleupError
 from scuttleup.keys import change_keys, log_prefix
 from scuttleup.read_stream import _Alarm
-from scuttleup.store import RUN_BYTES, RUN_ENTRIES
+from scuttleup.store import RUN_BYTES, RUN_ENTRIES, Store
 
 T = TypeVar("T")
 
@@ -146,6 +146,19 @@ def test_a_snapshot_ends_with_what_was_there_when_it_was_made(logs: Scuttleup) -
     first = next(stream)
     logs.append("d")
     assert [first, *stream] == before
+
+
+def test_little_is_read_ahead(db: Any) -> None:
+    """A run of many large entries would take their memory and the event loop's time."""
+    store = Store(db, id="us", sync=False)
+    store.extend([bytes(10_000)] * 20 + [b""] * 1000)
+    follower = store.follow({}, snapshot=True, live=False, wake=lambda: None)
+    lengths = []
+    while run := follower.read():
+        lengths.append(len(run.entries))
+    assert sum(lengths) == 1020
+    assert lengths[:4] == [4, 4, 4, 4]
+    assert max(lengths) == RUN_ENTRIES
 
 
 def test_what_is_read_is_changes(logs: Scuttleup) -> None:
