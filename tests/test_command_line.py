@@ -203,6 +203,7 @@ def test_head_marks_the_log_of_this_peer(run: Run, tmp_path: Path) -> None:
         (["read", "--since", "missing.json"], "missing.json"),
         (["read", "--since", "no.json"], "no.json"),
         (["replicate", "--once", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["replicate", "--once", "127.0.0.1:65535"], "127.0.0.1:65535"),
         (["replicate", "--listen", "203.0.113.1:2014"], "203.0.113.1"),
         (
             ["replicate", "--listen", "0", "--tls-cert", "x", "--tls-key", "x", "--tls-ca", "x"],
@@ -230,7 +231,7 @@ def test_trouble_is_one_line_and_status_1(
         ["replicate"],
         ["replicate", "nowhere"],
         ["replicate", "host:port"],
-        ["replicate", "host:99999"],
+        ["replicate", "host:65536"],
         ["replicate", "--listen", "host:"],
         ["replicate", "--listen", "1", "--tls-cert", "x"],
     ],
@@ -627,3 +628,34 @@ def test_closed_files_are_no_trouble(tmp_path: Path) -> None:
             check=True,
         )
     assert entries(tmp_path / "logs.db") == ["x"] * 4
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("append <&-", 0), ("read >&-", 0), ("read --since missing 2>&-", 1)],
+)
+def test_a_closed_file_is_none_of_the_database_s(
+    command: str, status: int, run: Run, tmp_path: Path
+) -> None:
+    """LevelDB would open a file of its own in its place, and we would read or write that."""
+    run("append", "x")
+    done = subprocess.run(
+        f"{sys.executable} -m scuttleup {command}",
+        shell=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert entries(tmp_path / "logs.db") == ["x"]
+    for file in (tmp_path / "logs.db").iterdir():
+        assert b"{peer: " not in file.read_bytes()
+        assert b"scuttleup: " not in file.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["append", "read", "head", "replicate"])
+def test_the_help_of_a_command_says_what_it_does_and_how_it_ends(command: str, run: Run) -> None:
+    status, out, err = run(command, "--help")
+    assert (status, err) == (0, "")
+    assert re.search(r"^(Append|Print|Exchange) .*\.$", out, re.MULTILINE)
+    assert "Exit status: 0" in out
