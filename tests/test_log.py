@@ -181,6 +181,14 @@ def test_a_write_asks_for_the_disk_if_it_is_to(
     assert listening.asked == [default if sync is None else sync]
 
 
+def test_a_write_does_not_wait_for_the_disk_unless_told_to(db: Any) -> None:
+    listening = ListeningDB(db)
+    logs = Scuttleup(listening)
+    logs.append(b"x")
+    logs.extend([b"x"])
+    assert not any(listening.asked)
+
+
 @pytest.mark.parametrize("default", [False, True])
 def test_delete_asks_for_the_disk_as_the_log_does(db: Any, default: bool) -> None:
     listening = ListeningDB(db)
