@@ -231,6 +231,8 @@ def test_trouble_is_one_line_and_status_1(
         ["replicate"],
         ["replicate", "nowhere"],
         ["replicate", "host:port"],
+        ["replicate", "host:²"],
+        ["replicate", ":80"],
         ["replicate", "host:65536"],
         ["replicate", "--listen", "host:"],
         ["replicate", "--listen", "1", "--tls-cert", "x"],

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from scuttleup import Change, ReadStream, Scuttleup, ScuttleupError
+from scuttleup.changes import Run
 from scuttleup.keys import change_keys, log_prefix
 from scuttleup.read_stream import _Alarm
 from scuttleup.store import RUN_BYTES, RUN_ENTRIES, Store
@@ -146,6 +147,27 @@ def test_a_snapshot_ends_with_what_was_there_when_it_was_made(logs: Scuttleup) -
     first = next(stream)
     logs.append("d")
     assert [first, *stream] == before
+
+
+@pytest.mark.parametrize("wait", ["thread", "task"])
+def test_what_comes_between_the_last_look_and_the_sleep_is_not_slept_through(
+    logs: Scuttleup, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    stream = logs.create_read_stream(tail=True)
+    read = stream._follower.read
+    appended: list[Change] = []
+
+    def read_then_append() -> Run | None:
+        run = read()
+        if not appended:
+            appended.append(logs.append("just now"))
+        return run
+
+    monkeypatch.setattr(stream._follower, "read", read_then_append)
+    if wait == "thread":
+        assert start(lambda: next(stream)).result(LIMIT) == appended[0]
+    else:
+        assert asyncio.run(asyncio.wait_for(anext(stream), LIMIT)) == appended[0]
 
 
 def test_little_is_read_ahead(db: Any) -> None:
