@@ -646,9 +646,9 @@ def test_a_closed_file_is_none_of_the_database_s(
         shell=True,
         cwd=tmp_path,
         env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
+        capture_output=True,
     )
-    assert (done.returncode, done.stdout) == (status, b"")
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
     assert entries(tmp_path / "logs.db") == ["x"]
     for file in (tmp_path / "logs.db").iterdir():
         assert b"{peer: " not in file.read_bytes()
@@ -656,6 +656,17 @@ def test_a_closed_file_is_none_of_the_database_s(
 
 
 @pytest.mark.parametrize("command", ["append", "read", "head", "replicate"])
+def test_a_damaged_database_is_one_line_and_no_shorter_log(run: Run, tmp_path: Path) -> None:
+    run("append", *(f"entry {n}" for n in range(100)))
+    [journal] = (tmp_path / "logs.db").glob("*.log")
+    damaged = bytearray(journal.read_bytes())
+    damaged[damaged.index(b"entry 50")] ^= 1
+    journal.write_bytes(damaged)
+    status, out, err = run("read")
+    assert (status, out) == (1, "")
+    assert re.fullmatch("scuttleup: logs.db: Corruption: .*\n", err)
+
+
 def test_the_help_of_a_command_says_what_it_does_and_how_it_ends(command: str, run: Run) -> None:
     status, out, err = run(command, "--help")
     assert (status, err) == (0, "")
