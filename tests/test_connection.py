@@ -845,6 +845,7 @@ def test_the_kernel_notices_within_a_minute_that_the_remote_vanished(peer: MakeL
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             probes = option("TCP_KEEPCNT") * option("TCP_KEEPINTVL")
             assert option("TCP_KEEPIDLE") + probes <= 60
+            assert option("TCP_USER_TIMEOUT") == 60_000
             assert 0 < option("TCP_USER_TIMEOUT") <= 60_000
             remote.end()
             await replication
@@ -958,6 +959,45 @@ def test_a_slow_remote_is_not_dropped(peer: MakeLogs, monkeypatch: pytest.Monkey
             remote.end()
             assert await replication == Replicated(1, 0)
             assert size > 1_000_000
+
+    run(main())
+
+
+def test_a_remote_that_pauses_is_not_dropped(
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scuttleup.connection, "ALIVE", 3)
+    logs = peer("us", value_encoding="binary")
+    logs.append(b"x" * 1_000_000)
+
+    async def main() -> None:
+        async with met(small_sockets) as (stream, remote):
+            replication = asyncio.create_task(logs.replicate(*stream, live=False))
+            await remote.meet()
+            await asyncio.sleep(1.5)  # it is looked after several times
+            assert len(await remote.changes(1)) == 1
+            remote.end()
+            assert await replication == Replicated(1, 0)
+
+    run(main())
+
+
+def test_a_one_shot_keeps_the_connection_until_the_remote_has_read_what_it_sent(
+    peer: MakeLogs,
+) -> None:
+    """Closed before, with something unread, the kernel resets it, and the remote may lose that."""
+    logs = peer("us", 1)
+
+    async def main() -> None:
+        async with met() as (stream, remote):
+            replication = asyncio.create_task(logs.replicate(*stream, live=False))
+            await remote.meet()
+            assert len(await remote.changes(1)) == 1
+            assert await remote.receive() == b""
+            await asyncio.sleep(0.2)
+            assert not replication.done()
+            remote.end()
+            assert await replication == Replicated(1, 0)
 
     run(main())
 
