@@ -973,8 +973,9 @@ def test_a_remote_that_pauses_is_not_dropped(
     async def main() -> None:
         async with met(small_sockets) as (stream, remote):
             replication = asyncio.create_task(logs.replicate(*stream, live=False))
+            await asyncio.sleep(1)  # in this and the next, it is looked after more than once
             await remote.meet()
-            await asyncio.sleep(1.5)  # it is looked after several times
+            await asyncio.sleep(1.5)
             assert len(await remote.changes(1)) == 1
             remote.end()
             assert await replication == Replicated(1, 0)
