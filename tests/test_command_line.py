@@ -503,13 +503,15 @@ def test_a_wait_grows_until_a_link_outlasts_it(
 
     async def wait(delay: float) -> None:
         waits.append(delay)
-        await sleep(0)
+        await sleep(0 if len(waits) < 5 else 60)
 
-    async def exchange(*_: object) -> None:
-        await sleep(next(lasting, 60))
+    async def exchange(_: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await sleep(next(lasting))
+        writer.close()
+        await writer.wait_closed()
 
     async def main() -> None:
-        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         peer = Peer(logs, mode="sync", once=False, tls=None, take_lines=bool)
         monkeypatch.setattr(peer, "_exchange", exchange)
         monkeypatch.setattr(asyncio, "sleep", wait)
@@ -517,6 +519,8 @@ def test_a_wait_grows_until_a_link_outlasts_it(
         while len(waits) < 5:
             await sleep(0)
         link.cancel()
+        await asyncio.wait({link})
+        server.close()
 
     monkeypatch.setattr(random, "uniform", max)
     monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.2)
