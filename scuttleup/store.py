@@ -402,8 +402,8 @@ def _load_heads(db: Any) -> dict[str, int]:
             if not key.startswith(prefix):
                 if key >= CHANGES_END:
                     break
-                peer = key[len(CHANGES) :].partition(SEPARATOR)[0]
-                prefix = CHANGES + peer + SEPARATOR
+                name = key[len(CHANGES) :].partition(SEPARATOR)[0]
+                prefix = CHANGES + name + SEPARATOR
                 steps = 0
             elif steps == STEPS:
                 key = _leap_over_log(keys, prefix, key)
@@ -411,15 +411,15 @@ def _load_heads(db: Any) -> dict[str, int]:
             # What is no number of a log is the original's, which stores ids that hold U+00FF or
             # more, but does not find them again: "us\xff05" sorts into the log of "us".
             with suppress(ValueError):
-                heads[check_peer(peer.decode())] = unpack_seq(key[len(prefix) :])
+                heads[check_peer(name.decode())] = unpack_seq(key[len(prefix) :])
         else:
             raise _cut_short()
     with _scan(db, DELETED_HEADS) as deleted:
         for key, number in deleted:
             if not key.startswith(DELETED_HEADS):
                 break
-            name = key[len(DELETED_HEADS) :].decode()
-            heads[name] = max(heads.get(name, 0), unpack_seq(number))
+            peer = key[len(DELETED_HEADS) :].decode()
+            heads[peer] = max(heads.get(peer, 0), unpack_seq(number))
         else:
             raise _cut_short()
     return heads

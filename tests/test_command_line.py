@@ -479,7 +479,7 @@ def test_a_second_signal_ends_it_though_nobody_reads_its_output(run: Run, start:
     bob = start("--db", "b.db", "replicate", f"127.0.0.1:{alice.port()}")
     pipe = bob.process.stdout
     assert pipe
-    while fcntl.ioctl(pipe, termios.FIONREAD, b"1234") < (60_000).to_bytes(4, sys.byteorder):
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder) < 60_000:
         assert bob.process.poll() is None
     bob.process.terminate()
     while bob.process.poll() is None:

@@ -68,7 +68,7 @@ def test_neighbours_at_a_border_sort_in_order(border: int, step: int) -> None:
     assert pack_seq(seq) < pack_seq(seq + 1)
 
 
-# No digits; a zero; other spellings of a number; one too small for its width; one too large.
+# No digits; a zero; other spellings; one below 0; one too small for its width; one too large.
 NO_NUMBERS = [b"", b"fb", b"ff", b"01\xff", b"zz", b"00", b"0", b"1", b"FA", b"+1", b" 1", b"0_1"]
 NO_NUMBERS += [b"fb-fff"]
 NO_NUMBERS += [b"fc0000", b"fc00ff", b"fd00ffff", b"fe00ffffff"]
