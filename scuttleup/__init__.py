@@ -1,13 +1,23 @@
 """Append-only logs on LevelDB that replicate: the npm package scuttleup, for Python."""
 
 from .changes import Change
-from .errors import EntryNotFound, ProtocolError, ScuttleupError
+from .errors import (
+    ConnectionLost,
+    DamagedDatabase,
+    DatabaseError,
+    EntryNotFound,
+    ProtocolError,
+    ScuttleupError,
+)
 from .log import Scuttleup
 from .read_stream import ReadStream
 from .replication import Replicated, ReplicationStream
 
 __all__ = [
     "Change",
+    "ConnectionLost",
+    "DamagedDatabase",
+    "DatabaseError",
     "EntryNotFound",
     "ProtocolError",
     "ReadStream",

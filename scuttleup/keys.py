@@ -20,7 +20,7 @@ from contextlib import suppress
 from itertools import repeat
 from operator import add
 
-MAX_SEQ = 2**32 - 1  # the wire's uint32
+from .limits import LOG_BYTES, MAX_PEER, MAX_SEQ
 
 SEPARATOR = "\xff".encode()
 CHANGES = b"c" + SEPARATOR
@@ -34,14 +34,23 @@ _HEX = [b"%02x" % byte for byte in range(256)]
 def check_peer(peer: str) -> str:
     """Return `peer` if it can be the id of a log.
 
-    Raises TypeError if it is no str, ValueError if it is empty or holds U+00FF or above: in a key
-    it could not be told from the separator.
+    Raises TypeError if it is no str. Raises ValueError if it is empty, if it holds U+00FF or a
+    character above it, which could not be told from the separator of a key, or if it takes more
+    than 255 bytes as UTF-8.
     """
     if not isinstance(peer, str):
         raise TypeError(f"a peer id is a str, not {peer!r}")
     if not peer or not (peer.isascii() or max(peer) < "\xff"):
         raise ValueError(f"a peer id is one or more characters below U+00FF, not {peer!r}")
+    if len(peer.encode()) > MAX_PEER:
+        raise ValueError(f"a peer id has at most {MAX_PEER} bytes of UTF-8, not {peer!r}")
     return peer
+
+
+def log_bytes(peer: str) -> int:
+    """How many bytes of our handshake, whose size is limited, the log of `peer` counts for."""
+    # Two tags and two lengths, a tag and a number, and the id itself.
+    return max(LOG_BYTES, len(peer.encode()) + 12)
 
 
 def check_seq(seq: int) -> int:

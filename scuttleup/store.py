@@ -24,14 +24,15 @@ from .keys import (
     CHANGES_END,
     DELETED_HEADS,
     ID,
-    MAX_SEQ,
     SEPARATOR,
     change_keys,
     check_peer,
+    log_bytes,
     log_prefix,
     pack_seq,
     unpack_seq,
 )
+from .limits import MAX_ENTRY, MAX_HANDSHAKE, MAX_SEQ
 
 # The most that a run holds when it is read; its last entry may exceed the bytes. Small enough for
 # the processor's cache, which is worth more than fewer turns, and for an event loop's patience.
@@ -65,6 +66,9 @@ class Store:
         self._in_doubt: dict[str, int] | None = None
         self.id = _load_id(db, id)
         self.heads = _load_heads(db)
+        # Bytes that are left in our handshake for logs that we do not hold yet.
+        self.room = MAX_HANDSHAKE - sum(map(log_bytes, {self.id, *self.heads}))
+        self.max_entry = MAX_ENTRY
         self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
 
     def append(self, entry: bytes, sync: bool | None = None) -> int:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from scuttleup import Change
 from scuttleup.encodings import find_encoding
 from scuttleup.keys import (
-    MAX_SEQ,
     change_keys,
     check_peer,
     check_seq,
@@ -23,6 +22,7 @@ from scuttleup.keys import (
     pack_seq,
     unpack_seq,
 )
+from scuttleup.limits import MAX_SEQ
 
 # --- Keys ---
 

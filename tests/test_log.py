@@ -16,7 +16,8 @@ import plyvel
 import pytest
 
 from scuttleup import Change, EntryNotFound, Scuttleup, ScuttleupError
-from scuttleup.keys import ID, MAX_SEQ, log_prefix, pack_seq
+from scuttleup.keys import ID, log_prefix, pack_seq
+from scuttleup.limits import MAX_SEQ
 
 
 def key(peer: str, seq: int) -> bytes:
@@ -56,9 +57,11 @@ def test_a_given_id_takes_the_place_of_the_stored_one(db: Any) -> None:
 
 
 def test_an_id_may_hold_any_character_below_u00ff(db: Any) -> None:
-    id = "".join(map(chr, range(0xFF)))
-    Scuttleup(db, id=id).append(b"x")
-    assert Scuttleup(db).head == {id: 1}
+    """Up to 255 bytes of UTF-8: it takes two ids to hold them all."""
+    for characters in range(0x80), range(0x80, 0xFF):
+        id = "".join(map(chr, characters))
+        Scuttleup(db, id=id).append(b"x")
+        assert Scuttleup(db).head[id] == 1
 
 
 # --- Heads ---
