@@ -9,7 +9,7 @@ from .errors import (
     ProtocolError,
     ScuttleupError,
 )
-from .log import Scuttleup
+from .log import Scuttleup, open
 from .read_stream import ReadStream
 from .replication import Replicated, ReplicationStream
 
@@ -25,4 +25,5 @@ __all__ = [
     "ReplicationStream",
     "Scuttleup",
     "ScuttleupError",
+    "open",
 ]

@@ -5,13 +5,16 @@ The names are those of the original's `valueEncoding`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 
 class Encoding(NamedTuple):
-    """A pair of functions; `encode_all` does for a list what `encode` does for one entry."""
+    """How one entry becomes bytes, and bytes an entry; the two methods do it for many entries."""
 
+    name: str
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
 
@@ -19,6 +22,22 @@ class Encoding(NamedTuple):
         if self.decode is bytes and set(map(type, entries)) == {bytes}:
             return entries  # as they are, seen in a third of the time
         return list(map(self.encode, entries))
+
+    def decode_all(self, peer: str, first: int, entries: Iterable[bytes]) -> Iterable[Any]:
+        """The entries of `peer` from number `first` on, decoded when they are asked for."""
+        if self.decode is bytes:
+            return entries
+        if self.decode is not _decode_json:  # only that one can fail
+            return map(self.decode, entries)
+        # Not a generator: that would be over after one entry that is not JSON.
+        return map(partial(self.decode_entry, peer), count(first), entries)
+
+    def decode_entry(self, peer: str, seq: int, entry: bytes) -> Any:
+        """Entry number `seq` of `peer`, decoded; ValueError with both if it cannot be."""
+        try:
+            return self.decode(entry)
+        except ValueError as error:
+            raise ValueError(f"entry {seq} of {peer!r} is not {self.name!r}: {error}") from error
 
 
 def find_encoding(name: str) -> Encoding:
@@ -47,8 +66,8 @@ def _decode_utf8(entry: bytes) -> str:
 
 
 def _encode_json(entry: Any) -> bytes:
-    # As JSON.stringify writes it: no blanks, lone surrogates escaped, numbers as JavaScript shows
-    # them. NaN and the infinities, of which it makes null, are a ValueError: nothing gets lost.
+    # As JSON.stringify writes it: no blanks, lone surrogates escaped. NaN and the infinities, of
+    # which it makes null, are a ValueError, so that nothing gets lost.
     import json  # only here: a program without JSON entries need not load it
 
     try:
@@ -56,28 +75,7 @@ def _encode_json(entry: Any) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"a 'json' entry cannot be {entry!r}: {error}") from None
-    if "." in text or "e" in text:
-        text = _floats_as_in_javascript(text)
     return text.encode(errors="backslashreplace")
-
-
-def _floats_as_in_javascript(text: str) -> str:
-    import re
-    from decimal import Decimal
-
-    def rewrite(match: re.Match[str]) -> str:
-        token = match[0]
-        if token[0] == '"':
-            return token
-        number = float(token)
-        # https://tc39.es/ecma262/#sec-numeric-types-number-tostring
-        if number == 0:
-            return "0"
-        if 1e-6 <= abs(number) < 1e21:
-            return f"{Decimal(token):f}".removesuffix(".0")
-        return token.replace("e-0", "e-")
-
-    return re.sub(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+(?:e[-+]\d+)?|e[-+]\d+)', rewrite, text)
 
 
 def _decode_json(entry: bytes) -> Any:
@@ -94,7 +92,7 @@ def _refuse(constant: str) -> None:
 
 
 _ENCODINGS = {
-    "binary": Encoding(_encode_binary, bytes),
-    "utf-8": Encoding(_encode_utf8, _decode_utf8),
-    "json": Encoding(_encode_json, _decode_json),
+    "binary": Encoding("binary", _encode_binary, bytes),
+    "utf-8": Encoding("utf-8", _encode_utf8, _decode_utf8),
+    "json": Encoding("json", _encode_json, _decode_json),
 }

@@ -24,3 +24,13 @@ MAX_ENTRY = MAX_FRAME - 269
 # enough for anybody.
 MAX_HANDSHAKE = MAX_FRAME
 LOG_BYTES = 40
+
+# --- How much at once ---
+
+# What one read from LevelDB takes: small enough for the processor's cache, which is worth more than
+# fewer reads, and for the patience of an event loop. The last entry may exceed the bytes.
+RUN_ENTRIES = 256
+RUN_BYTES = 32 * 1024
+# How many writes are remembered for those who follow. A follower that falls further behind looks
+# through all heads once, which takes some 0.1 µs a log.
+NEWS = 4096

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from .changes import Change, Run, expand
+from .database import Database, open_database
 from .encodings import Encoding, find_encoding
 from .keys import check_peer, check_seq
+from .limits import MAX_ENTRY
 from .read_stream import ReadStream
 from .replication import Replicated, ReplicationStream
 from .store import Store
@@ -19,23 +22,51 @@ if TYPE_CHECKING:
 MAX_FRAME = 16 * 1024 * 1024  # bytes
 
 
+def open(path: str | bytes | PathLike[Any], **options: Any) -> Scuttleup:
+    """Open the logs in the LevelDB at `path`, a folder, which is made if there is nothing.
+
+    A database is made where there is nothing, in an empty folder, and where a first run was killed
+    before it had made one. What is there is opened with every check that LevelDB has. Anything else
+    is refused with a DatabaseError that says why, and nothing is changed then: for instance if
+    another process has the database open, if a part of it is missing, or if the folder holds other
+    files.
+
+    `options` are those of `Scuttleup`. Unlike that, the logs own their LevelDB: `close`, or the end
+    of a `with` block, closes it.
+
+    >>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
+    ...     logs.append("hello world")
+    """
+    database = open_database(path)
+    try:
+        return Scuttleup(database, **options)
+    except BaseException:
+        database.close()
+        raise
+
+
 class Scuttleup:
     """Append-only logs in a LevelDB: this peer's own and copies of other peers'.
 
-    `db` is a `plyvel.DB`, best opened with `paranoid_checks=True`, or what its `prefixed_db`
-    returns; one `Scuttleup` to one of these. `id` becomes this peer's id and is stored; without
-    it the stored id is used, or a random one is made. `value_encoding` is how entries become
-    bytes: "binary" (bytes; str is stored as UTF-8), "utf-8" (str) or "json". `sync` is whether a
-    write is on the disk, not only with the operating system, when the call returns.
-    `verify(change) -> bool` is asked about every change that replication receives, before it is
-    stored: what it says no to ends that connection.
+    `db` is a LevelDB that the caller has opened, and closes after these logs: a `plyvel.DB` (or
+    `plyvel_next.DB`), best opened with `paranoid_checks=True`, or what its `prefixed_db` returns.
+    There can be one `Scuttleup` to one of these. To have a LevelDB opened and closed for you, call
+    `scuttleup.open`, which takes the same options:
 
-    Every method may be called from any thread. A write that fails changes nothing; LevelDB's own
-    errors are `plyvel.Error`.
+    - `id` becomes this peer's id and is stored. Without it the stored id is used, or a random one
+      is made.
+    - `value_encoding` is how entries become bytes: "binary" (bytes; str is stored as UTF-8),
+      "utf-8" (str) or "json".
+    - `sync` is whether a write returns only when it, and everything written before it, would
+      survive a power failure. Without it a write survives the end of the process, however it comes.
+    - `verify(change) -> bool` is asked about every change that replication receives, before it is
+      stored. What it says no to ends that connection.
+    - `max_entry` is the most bytes that an entry may have as it is stored. Peers with the default
+      take no larger ones.
 
-    >>> logs = Scuttleup(plyvel.DB("logs.db", create_if_missing=True), value_encoding="utf-8")
-    >>> logs.append("hello world")
-    Change(peer='0dd9…', seq=1, entry='hello world')
+    Every method may be called from any thread. A write that fails changes nothing. Wrong arguments
+    are a TypeError or ValueError, trouble with the database is a DatabaseError, and the use of logs
+    that are closed, or were opened before a fork, is a ScuttleupError.
     """
 
     def __init__(
@@ -46,18 +77,22 @@ class Scuttleup:
         value_encoding: str = "binary",
         sync: bool = False,
         verify: Callable[[Change], bool] | None = None,
+        max_entry: int = MAX_ENTRY,
     ) -> None:
-        if isinstance(db, (str, bytes)):
-            raise TypeError(f"db is an open plyvel.DB, not {db!r}")
+        if isinstance(db, (str, bytes, PathLike)):
+            raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
         self._encoding = find_encoding(value_encoding)
         self._encode: Callable[[Any], bytes] = self._encoding.encode
         if verify is not None and not callable(verify):
             raise TypeError(f"verify is a function or None, not {verify!r}")
+        if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
+            raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
         decode = self._encoding.decode
         self._verify = verify and (
             lambda change: verify(change._replace(entry=decode(change.entry)))
         )
-        self._store = Store(db, id=id, sync=sync)
+        database = db if isinstance(db, Database) else Database(db)
+        self._store = Store(database, id=id, sync=sync, max_entry=max_entry)
 
     @property
     def id(self) -> str:
@@ -72,8 +107,8 @@ class Scuttleup:
     def append(self, entry: Any, *, sync: bool | None = None) -> Change:
         """Append one entry to this peer's log.
 
-        Raises TypeError or ValueError for what the encoding does not take, OverflowError after
-        2**32 - 1 entries.
+        Raises TypeError or ValueError for what the encoding does not take and for what is larger
+        than `max_entry`, OverflowError after 2**32 - 1 entries.
         """
         seq = self._store.append(self._encode(entry), sync)
         return tuple.__new__(Change, (self._store.id, seq, entry))  # as in `expand`
@@ -89,7 +124,8 @@ class Scuttleup:
     def entry(self, peer: str, seq: int, *, value_encoding: str | None = None) -> Any:
         """The entry number `seq` of `peer`; raises EntryNotFound, a KeyError, if it is not here."""
         encoding = self._find_encoding(value_encoding)
-        return encoding.decode(self._store.get(check_peer(peer), check_seq(seq)))
+        entry = self._store.get(check_peer(peer), check_seq(seq))
+        return encoding.decode_entry(peer, seq, entry)
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry here, if it is here; other peers keep theirs.
@@ -141,8 +177,8 @@ class Scuttleup:
             check_peer(peer)
             if seq != 0:  # nothing of that log
                 check_seq(seq)
-        decode = self._find_encoding(value_encoding).decode
-        return ReadStream(self._store, decode, since=since, live=live, tail=tail)
+        encoding = self._find_encoding(value_encoding)
+        return ReadStream(self._store, encoding, since=since, live=live, tail=tail)
 
     def create_replication_stream(
         self,
@@ -193,11 +229,19 @@ class Scuttleup:
         return await replicate(make_stream, reader, writer)
 
     def close(self) -> None:
-        """End all live streams and replications, refuse new ones and writes.
+        """Close the logs: end live streams and replications, wait for reads and writes under way.
 
-        `db` stays open: close it next. This is the one method that a signal handler may call.
+        Every later use is a ScuttleupError. A LevelDB that `open` opened is closed; one of your own
+        stays open and may be closed next. Closing again does nothing. Any thread may call this, a
+        signal handler, too.
         """
         self._store.close()
+
+    def __enter__(self) -> Scuttleup:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def _find_encoding(self, name: str | None) -> Encoding:
         return self._encoding if name is None else find_encoding(name)

@@ -6,9 +6,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from .changes import Change, expand
+from .encodings import Encoding
 from .store import Store
 
 
@@ -20,18 +20,21 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
     dropping it.
 
     An entry that cannot be decoded is a ValueError in its place; iterate again to go on after it.
+    When the logs are closed, a live stream ends, too. A snapshot that has not been read to its end
+    then raises ScuttleupError, as does every stream in a child process, and a database that cannot
+    be read raises DatabaseError: a loop that just ends has seen everything.
     """
 
     def __init__(
         self,
         store: Store,
-        decode: Callable[[bytes], Any],
+        encoding: Encoding,
         *,
         since: dict[str, int],
         live: bool,
         tail: bool,
     ) -> None:
-        self._decode = decode
+        self._encoding = encoding
         self._live = live or tail
         # The store knows the follower and the follower the alarm, neither knows us: a stream that
         # is dropped is gone at once.
@@ -40,17 +43,17 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
             since, snapshot=not tail, live=self._live, wake=self._alarm.ring
         )
         self._changes: Iterator[Change] = iter(())  # read, and not yet returned
+        self._closed = False
 
     def __iter__(self) -> Iterator[Change]:
         # A generator, since that is twice as fast as a call of __next__ for every change.
-        follower = self._follower
-        while not follower.closed:
+        while not self._closed:
             for change in self._changes:
                 yield change
-                if follower.closed:
+                if self._closed:
                     return
             if not self._read():
-                if not self._live:
+                if not self._live or self._follower.closed:
                     return
                 self._alarm.wait(self._nothing_new)
 
@@ -65,12 +68,12 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
     async def __anext__(self) -> Change:
         import asyncio  # only here and below: a program that only uses threads need not load it
 
-        while not self._follower.closed:
+        while not self._closed:
             for change in self._changes:
                 return change
             if self._read():
                 await asyncio.sleep(0)  # a read takes about 1 ms: now it is the others' turn
-            elif self._live:
+            elif self._live and not self._follower.closed:
                 await self._alarm.wait_async(self._nothing_new)
             else:
                 break
@@ -80,8 +83,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         run = self._follower.read()
         if run is None:
             return False
-        entries = run.entries if self._decode is bytes else map(self._decode, run.entries)
-        self._changes = expand(run.peer, run.first, entries)
+        self._changes = expand(run.peer, run.first, self._encoding.decode_all(*run))
         return True
 
     def _nothing_new(self) -> bool:
@@ -89,6 +91,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
 
     def close(self) -> None:
         """End the stream. Closing it again does nothing."""
+        self._closed = True
         self._follower.close()
 
     def __enter__(self) -> ReadStream:

@@ -1,0 +1,262 @@
+"""LevelDB: the one file that knows its Python binding.
+
+Theory of operation
+-------------------
+
+A `Database` is an open LevelDB together with three promises that the binding does not make.
+
+*Closing is safe.* The binding crashes the process if a LevelDB is closed while another thread
+reads from it. Here whoever reads holds the lock `reads`, whoever writes holds the lock `writes`,
+and both then ask `ready` for the LevelDB. `close` first writes down why there can be no further
+reads and writes (`refusal`), and then takes both locks once. When it has had them, no thread is
+inside LevelDB and no thread will come in. The wait is short, because a reader gives the lock back
+after each run, and no iterator outlives the lock. Both locks are RLocks, because a signal handler
+may call `close` while its own thread is reading. That is safe: Python runs a handler between two
+calls into LevelDB and never during one. Whoever holds `reads` never waits for `writes`, so the two
+cannot block each other.
+
+*A child process keeps its hands off.* After a fork, parent and child would write to the same
+files, and LevelDB's own thread does not exist in the child, so that even dropping the LevelDB
+could wait for ever. So in the child every `Database` that was open is refused, its locks, which
+another thread may have held, are made anew, and the binding's object is never freed.
+
+*Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
+the reason, and the binding's own error as its cause.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import weakref
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from .errors import DamagedDatabase, DatabaseError, ScuttleupError
+
+# Usually one of the two is installed. A program may have both, and hand us a database of either.
+_BINDINGS = [import_module(name) for name in ("plyvel", "plyvel_next") if find_spec(name)]
+
+
+class CutShort(Exception):
+    """LevelDB ended an iteration before its end: see `scan.py`. It never leaves the package."""
+
+
+# What may come out of a read or a write. A RuntimeError is what the binding raises when the
+# database was closed.
+BINDING_ERRORS = (RuntimeError, CutShort, *(binding.Error for binding in _BINDINGS))
+
+_CLOSED = "these logs are closed"
+_FORKED = "these logs were opened in another process, before a fork: open them again in this one"
+
+# What a first run that was killed leaves where it was about to make a database. A new disk has a
+# folder "lost+found".
+_DEBRIS = {"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp", "lost+found"}
+_OF_LEVELDB = re.compile(r"MANIFEST-\d+|\d+\.(log|ldb|sst|dbtmp)")
+
+_databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
+_forks = 0  # how many forks lie between the first process and this one
+
+
+class Database:
+    """An open LevelDB: `db` is one of the binding, or a prefixed one.
+
+    `path` is what the user calls it. `owned` says whether `close` closes it.
+    """
+
+    def __init__(self, db: Any, path: str | None = None, *, owned: bool = False) -> None:
+        self.db = db
+        self._whole = getattr(db, "db", db)  # of a prefixed one
+        self.folder = os.fsdecode(self._whole.name)
+        self.path = path or self.folder
+        self._owned = owned
+        self.refusal: str | None = None  # why it cannot be used any more
+        self.reads = threading.RLock()
+        self.writes = threading.RLock()
+        _databases[id(self)] = self
+
+    def ready(self) -> Any:
+        """The LevelDB to use, for one who holds `reads` or `writes`.
+
+        Raises ScuttleupError if it was closed, or opened before a fork.
+        """
+        if self.refusal is not None:
+            raise ScuttleupError(self.refusal)
+        return self.db
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, in this process."""
+        return self.refusal is _CLOSED
+
+    def error(self, error: Exception) -> Exception:
+        """What to raise for `error`, which the binding has raised."""
+        if isinstance(error, RuntimeError):
+            if "closed" not in str(error):  # some other RuntimeError, not the binding's
+                return error
+            if self.refusal is not None:
+                return ScuttleupError(self.refusal)
+            return DatabaseError(f"{self.path} was closed while these logs were in use")
+        if isinstance(error, CutShort):
+            return DamagedDatabase(f"{self.path} is damaged: a part of it cannot be read")
+        return _in_words(self.path, error)
+
+    def close(self) -> None:
+        """Refuse every use from now on, wait for those under way, close what is owned.
+
+        In a child process it does nothing.
+        """
+        if self.refusal is _FORKED:
+            return
+        self.refusal = _CLOSED
+        with self.writes:
+            pass
+        # Whoever reads the same LevelDB through another object must be out of it as well, as its
+        # owner closes it next.
+        for database in [ref() for ref in _databases.valuerefs()]:
+            if database is not None and database._whole is self._whole:
+                with database.reads:
+                    pass
+        if self._owned:
+            self.db.close()
+
+    def sync_older_journals(self) -> None:
+        """Bring every journal but the newest to the disk.
+
+        A synced write makes LevelDB sync the journal that it writes at that moment. A journal that
+        it has just left lies there, perhaps still unsynced, until its entries are in a table.
+        """
+        try:
+            for journal in self._journals()[:-1]:
+                with suppress(FileNotFoundError):  # LevelDB has all of it in a synced table now
+                    _sync(journal, os.O_RDWR)
+        except OSError as error:
+            raise DatabaseError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def _journals(self) -> list[str]:
+        names = [name for name in os.listdir(self.folder) if re.fullmatch(r"\d+\.log", name)]
+        return [
+            os.path.join(self.folder, name) for name in sorted(names, key=lambda n: int(n[:-4]))
+        ]
+
+    def sync_folders(self) -> None:
+        """Bring the names of a new database's files, and its own name, to the disk."""
+        for folder in self.folder, os.path.dirname(os.path.abspath(self.folder)):
+            with suppress(OSError):  # Windows and some file systems cannot do this
+                _sync(folder, os.O_RDONLY)
+
+    def begin_new_journal(self) -> None:
+        """Have LevelDB save what it holds and begin a new journal.
+
+        Raises DatabaseError unless there is room on the disk for that. LevelDB would refuse every
+        further write if it tried and failed.
+        """
+        from tempfile import TemporaryFile  # only here: few programs ever come here
+
+        try:
+            held = sum(map(os.path.getsize, self._journals()))
+            with TemporaryFile(dir=self.folder) as probe:
+                probe.write(bytes(held + (64 << 10)))  # and some for an index and a new journal
+                probe.flush()
+                os.fsync(probe.fileno())
+        except OSError as error:
+            raise DatabaseError(f"{self.path} cannot be written: {error.strerror}") from error
+        # A compaction of a range without entries does it.
+        self._whole.compact_range(start=b"\xff", stop=b"\xff")
+
+
+def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
+    """Open the LevelDB at `path`, with every check that LevelDB has.
+
+    A new one is made where there is nothing, where the folder is empty, and where only the debris
+    of a first run that was killed lies. Everything else is refused with a DatabaseError that
+    names the path and the reason, and nothing is created or deleted then.
+    """
+    path = os.fsdecode(path)
+    if not path:
+        raise ValueError("the path of a database is not the empty string")
+    is_new = _is_new(path)
+    # By its real path: LevelDB notices only by the name that this process has it open already, and
+    # a relative name would move with the working directory. After a fork, LevelDB still counts as
+    # open here what the parent had open; under another name it asks the system instead.
+    name = os.path.realpath(path) + "/." * _forks
+    binding = _BINDINGS[-1]
+    try:
+        db = binding.DB(name, create_if_missing=is_new, paranoid_checks=True)
+    except binding.Error as error:
+        raise _in_words(path, error) from error
+    return Database(db, path, owned=True)
+
+
+def _is_new(path: str) -> bool:
+    """Whether a database may be made at `path`. Raises DatabaseError if there is something else."""
+    try:
+        names = set(os.listdir(path))
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        reason = "it is a file" if os.path.isfile(path) else error.strerror
+        raise DatabaseError(f"{path} is not a database: {reason}") from error
+    if "CURRENT" not in names:
+        others = sorted(names - _DEBRIS)
+        if any(map(_OF_LEVELDB.fullmatch, others)):
+            raise DamagedDatabase(f"{path} is damaged: CURRENT is missing")
+        if others:
+            raise DatabaseError(f"{path} is not a database: it holds {others[0]}")
+        return True
+    try:
+        with open(os.path.join(path, "CURRENT"), encoding="utf-8", errors="replace") as file:
+            manifest = file.read(100).rstrip("\n")
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be opened: CURRENT: {error.strerror}") from error
+    if not manifest.startswith("MANIFEST-"):
+        raise DamagedDatabase(f"{path} is damaged: CURRENT names no MANIFEST")
+    if manifest not in names:
+        raise DamagedDatabase(f"{path} is damaged: {manifest} is missing")
+    return False
+
+
+def _in_words(path: str, error: Exception) -> DatabaseError:
+    message = error.args[0] if error.args else ""
+    text = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+    kind, _, reason = text.strip().partition(": ")
+    last = reason.rpartition(": ")[2]
+    if kind == "Corruption":
+        return DamagedDatabase(f"{path} is damaged: {reason}")
+    if reason.startswith("lock "):
+        if last == "already held by process":
+            return DatabaseError(f"{path} is open in this process already")
+        if os.name == "nt" or last in (os.strerror(errno.EAGAIN), os.strerror(errno.EACCES)):
+            return DatabaseError(f"{path} is open in another process")
+    return DatabaseError(f"{path} cannot be used: {reason or text}")
+
+
+def _sync(path: str, flags: int) -> None:
+    file = os.open(path, flags)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _after_fork() -> None:
+    global _forks
+    _forks += 1
+    databases = [database for ref in _databases.valuerefs() if (database := ref())]
+    for database in databases:
+        database.refusal = _FORKED
+        database.reads, database.writes = threading.RLock(), threading.RLock()
+    if databases:
+        import ctypes
+
+        for database in databases:
+            # One reference too many, so that Python never frees it, not at the end either.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(database._whole))
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
