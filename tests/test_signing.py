@@ -230,7 +230,7 @@ FORKS = {
 FORGED = {
     "nothing": (1, [*LOG[:2], b"", *LOG[2:]], None, 2),
     "95 bytes": (1, [LOG[0][-95:], *LOG[1:]], None, 0),
-    "95 bytes after a gap": (9, [b"\1" * 95], None, 0),
+    "95 bytes that the author signed": (9, SIGNER.seal(9, [b""], b"\1" * 31)[0], None, 0),
     "only a trailer of another entry": (1, [LOG[0], LOG[1][-96:]], None, 1),
     "S + L": (1, [OTHER_FORM, *LOG[1:]], None, 0),
     "an entry of another log": (1, seal(b"one", signer=STRANGER), None, 0),
@@ -267,6 +267,13 @@ def test_what_the_author_did_not_sign_is_refused_and_what_came_before_it_is_kept
     first: int, stored: list[bytes], link: bytes | None, taken: int
 ) -> None:
     assert found(stored, first, link) == (taken, f"{first + taken} is not signed by its author")
+
+
+def test_the_link_alone_tells_what_cannot_follow() -> None:
+    assert follows(3, LOG[2], link_after(LOG[1]))
+    assert follows(3, LOG[2], None)
+    assert not follows(4, LOG[3], link_after(BRANCH[2]))
+    assert not follows(9, b"\1" * 95, None)
 
 
 # Every form of the eight points of small order. With such a key, a signature that anyone can write
@@ -408,7 +415,6 @@ def test_without_pynacl_logs_are_read_and_an_error_tells_how_to_install_it(
     monkeypatch.setitem(sys.modules, "nacl", None)
     assert not pynacl_installed()
     assert (is_signed(ID), strip(LOG[0])) == (True, b"one")
-    assert follows(2, LOG[1], link_after(LOG[0]))
     with pytest.raises(ScuttleupError, match=r"pip install 'scuttleup\[signed\]'"):
         Signer(KEY)
     with pytest.raises(ScuttleupError, match=r"pip install 'scuttleup\[signed\]'"):
