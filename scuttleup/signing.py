@@ -61,6 +61,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from operator import eq
 from typing import Any, NamedTuple
@@ -185,7 +186,7 @@ class Signer:
         1. Returns the entries as they are stored, 96 bytes longer each, and the link after the last
         of them, which is what the next call needs.
         """
-        # 24 µs each, of which libsodium takes 19. One hash state serves both for what is signed and
+        # 22 µs each, of which libsodium takes 20. One hash state serves both for what is signed and
         # for the next link, so that an entry is hashed once.
         sealed = []
         for seq, entry in enumerate(entries, first):
@@ -226,13 +227,14 @@ def check(run: Run, link: bytes | None) -> Checked:
     if key is None:
         raise ValueError(f"not the id of a signed log: {peer!r}")
 
-    # All hashes, then all links, in loops of C: 1.4 million entries a second in runs of 250.
+    # All hashes, then all links, in loops of C: 1.3 million entries a second in runs of 250.
     hashes = [sha256(stored).digest() for stored in entries]
     linked = [follows(first, stored, link) for stored in entries[:1]]
     linked += map(eq, [stored[_LINK] for stored in entries[1:]], hashes)
     linked.append(False)
     proven = linked.index(False)
 
+    @cache  # so that a forged entry, which is asked about up to three times, costs one look
     def authentic(index: int) -> bool:
         return _is_signature(key, first + index, entries[index])
 

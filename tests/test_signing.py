@@ -176,18 +176,17 @@ def test_a_run_after_a_gap_is_taken_at_any_number(first: int) -> None:
     assert found(seal(b"a", b"b", first=first), first) == (2, None)
 
 
-def test_a_long_run_costs_one_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = count_signatures(monkeypatch)
-    assert found(seal(*[b"entry"] * 600)) == (600, None)
-    assert len(asked) == 1
+SPOILT = LOG[4][:-1] + b"\xff"
+FORGED_ENTRY = b"forged" + FIRST_LINK + bytes(64)
 
 
-def test_what_an_author_signed_vouches_for_all_that_it_is_linked_to() -> None:
-    spoilt = LOG[1][:-1] + b"\xff"
-    assert found([LOG[0], spoilt, *SIGNER.seal(3, [b"three"], link_after(spoilt))[0]]) == (3, None)
-
-
-def count_signatures(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+@pytest.mark.parametrize(
+    ("stored", "looks"),
+    [(seal(*[b"entry"] * 600), 1), ([*LOG[:4], SPOILT], 5), ([FORGED_ENTRY], 1)],
+)
+def test_an_honest_run_costs_one_signature_and_no_signature_is_looked_at_twice(
+    monkeypatch: pytest.MonkeyPatch, stored: list[bytes], looks: int
+) -> None:
     asked: list[bytes] = []
     real: Callable[[bytes, bytes], bytes] = nacl.bindings.crypto_sign_open
 
@@ -196,7 +195,13 @@ def count_signatures(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         return real(signed, key)
 
     monkeypatch.setattr(nacl.bindings, "crypto_sign_open", look)
-    return asked
+    found(stored)
+    assert len(asked) == looks
+
+
+def test_what_an_author_signed_vouches_for_all_that_it_is_linked_to() -> None:
+    after = SIGNER.seal(6, [b"six"], link_after(SPOILT))[0]
+    assert found([*LOG[:4], SPOILT, *after]) == (6, None)
 
 
 # --- What is refused ---
