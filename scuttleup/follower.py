@@ -168,9 +168,10 @@ class Follower:
                 self._runs, self._span = runs[::-1], (peer, after, last)
                 if after == last:
                     self._since[peer] = max(last, self._since.get(peer, 0))
-            elif span := next(self._spans or iter(()), None):
+            elif self._spans and (span := next(self._spans, None)):
                 peer, after, last = span
-                self._span = (peer, max(after, self._since.get(peer, 0)), last)
+                known = self._since.get(peer, 0)
+                self._span = span if known <= after else (peer, known, last)
             elif not self._live or self._nothing_new():
                 self._spans = None
                 return None

@@ -42,7 +42,7 @@ def check_peer(peer: str) -> str:
         raise TypeError(f"a peer id is a str, not {peer!r}")
     if not peer or not (peer.isascii() or max(peer) < "\xff"):
         raise ValueError(f"a peer id is one or more characters below U+00FF, not {peer!r}")
-    if len(peer.encode()) > MAX_PEER:
+    if 2 * len(peer) > MAX_PEER and len(peer.encode()) > MAX_PEER:  # mostly not encoded
         raise ValueError(f"a peer id has at most {MAX_PEER} bytes of UTF-8, not {peer!r}")
     return peer
 
@@ -50,7 +50,8 @@ def check_peer(peer: str) -> str:
 def log_bytes(peer: str) -> int:
     """How many bytes of our handshake, whose size is limited, the log of `peer` counts for."""
     # Two tags and two lengths, a tag and a number, and the id itself.
-    return max(LOG_BYTES, len(peer.encode()) + 12)
+    size = (len(peer) if peer.isascii() else len(peer.encode())) + 12
+    return size if size > LOG_BYTES else LOG_BYTES
 
 
 def check_seq(seq: int) -> int:

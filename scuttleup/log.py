@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .changes import Change, Run, expand
 from .database import Database, open_database
-from .encodings import Encoding, find_encoding
+from .encodings import find_encoding
 from .keys import check_peer, check_seq
 from .limits import MAX_ENTRY
 from .read_stream import ReadStream
@@ -123,7 +123,7 @@ class Scuttleup:
 
     def entry(self, peer: str, seq: int, *, value_encoding: str | None = None) -> Any:
         """The entry number `seq` of `peer`; raises EntryNotFound, a KeyError, if it is not here."""
-        encoding = self._find_encoding(value_encoding)
+        encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         entry = self._store.get(check_peer(peer), check_seq(seq))
         return encoding.decode_entry(peer, seq, entry)
 
@@ -177,7 +177,7 @@ class Scuttleup:
             check_peer(peer)
             if seq != 0:  # nothing of that log
                 check_seq(seq)
-        encoding = self._find_encoding(value_encoding)
+        encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         return ReadStream(self._store, encoding, since=since, live=live, tail=tail)
 
     def create_replication_stream(
@@ -242,6 +242,3 @@ class Scuttleup:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def _find_encoding(self, name: str | None) -> Encoding:
-        return self._encoding if name is None else find_encoding(name)

@@ -35,6 +35,8 @@ from .limits import RUN_BYTES, RUN_ENTRIES
 # So many keys of a log are read one by one, 0.5 µs each, before a seek to its last, 8 µs: where
 # there are very many logs, most are short.
 STEPS = 8
+# So many entries are got one by one, 0.9 µs each, where an iterator takes 4 µs to begin with.
+FEW = 4
 
 
 def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int]:
@@ -45,9 +47,8 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
     further one once there are RUN_BYTES. Nothing is read that belongs to another log.
     """
     prefix = log_prefix(peer)
-    if last - after == 1:  # a new entry, or a log of one: 0.9 µs, where an iterator takes 4 µs
-        entry = db.get(prefix + pack_seq(last), verify_checksums=True)
-        return ([] if entry is None else [Run(peer, last, [entry])]), last
+    if last - after <= FEW:
+        return _get_few(db, peer, prefix, after, last)
     wanted = min(RUN_ENTRIES, last - after)
     entries: list[bytes] = []
     room = RUN_BYTES
@@ -75,6 +76,22 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
     if not after:
         _check_end(db)
     return runs, after or last
+
+
+def _get_few(db: Any, peer: str, prefix: bytes, after: int, last: int) -> tuple[list[Run], int]:
+    """The first run of `peer` above `after` up to `last`, as `read_runs` returns it."""
+    entries: list[bytes] = []
+    room = RUN_BYTES
+    for seq in range(after + 1, last + 1):
+        entry = db.get(prefix + pack_seq(seq), verify_checksums=True)
+        if entry is not None:
+            entries.append(entry)
+            room -= len(entry)
+            if room <= 0:
+                return [Run(peer, seq + 1 - len(entries), entries)], seq
+        elif entries:
+            return [Run(peer, seq - len(entries), entries)], seq
+    return ([Run(peer, last + 1 - len(entries), entries)] if entries else []), last
 
 
 def _cut_at_gaps(

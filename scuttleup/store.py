@@ -73,7 +73,7 @@ class Store:
                 self.heads = load_heads(db)
             except BINDING_ERRORS as error:
                 raise database.error(error) from error
-        self.room = MAX_HANDSHAKE - sum(map(log_bytes, {self.id, *self.heads}))
+        self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
 
     def _load_id(self, db: Any, id: str | None) -> str:
@@ -240,7 +240,7 @@ class Store:
             raise database.error(error) from error
         for peer, head in found.items():
             self.heads[peer] = max(head, self.heads.get(peer, 0))
-        self.room = MAX_HANDSHAKE - sum(map(log_bytes, {self.id, *self.heads}))
+        self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()
         self._news.forget()
         self._news.wake()
@@ -251,9 +251,8 @@ class Store:
         database = self._database
         key = log_prefix(peer) + pack_seq(seq)
         with database.reads:
-            db = database.ready()
             try:
-                entry: bytes | None = db.get(key, verify_checksums=True)
+                entry: bytes | None = database.ready().get(key, verify_checksums=True)
             except BINDING_ERRORS as error:
                 raise database.error(error) from error
         if entry is None:
@@ -288,3 +287,7 @@ class Store:
         """Refuse every use from now on, wait for those under way, and end every live follower."""
         self._database.close()
         self._news.wake_all()
+
+
+def _room(id: str, heads: dict[str, int]) -> int:
+    return MAX_HANDSHAKE - sum(map(log_bytes, heads)) - (0 if id in heads else log_bytes(id))
