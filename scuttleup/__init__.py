@@ -13,17 +13,10 @@ from .log import Scuttleup, open
 from .read_stream import ReadStream
 from .replication import Replicated, ReplicationStream
 
+__version__ = "1.0.0"
+
 __all__ = [
-    "Change",
-    "ConnectionLost",
-    "DamagedDatabase",
-    "DatabaseError",
-    "EntryNotFound",
-    "ProtocolError",
-    "ReadStream",
-    "Replicated",
-    "ReplicationStream",
-    "Scuttleup",
-    "ScuttleupError",
+    "Change", "ConnectionLost", "DamagedDatabase", "DatabaseError", "EntryNotFound",
+    "ProtocolError", "ReadStream", "Replicated", "ReplicationStream", "Scuttleup", "ScuttleupError",
     "open",
-]
+]  # fmt: skip

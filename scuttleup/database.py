@@ -40,6 +40,9 @@ from .errors import DamagedDatabase, DatabaseError, ScuttleupError
 
 # Usually one of the two is installed. A program may have both, and hand us a database of either.
 _BINDINGS = [import_module(name) for name in ("plyvel", "plyvel_next") if find_spec(name)]
+if not _BINDINGS:
+    raise ImportError("scuttleup needs a binding of LevelDB: pip install plyvel-next, or plyvel")
+binding = _BINDINGS[-1]  # the one that `open` uses
 
 
 class CutShort(Exception):
@@ -55,7 +58,16 @@ _FORKED = "these logs were opened in another process, before a fork: open them a
 
 # What a first run that was killed leaves where it was about to make a database. A new disk has a
 # folder "lost+found".
-_DEBRIS = {"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp", "lost+found"}
+_DEBRIS = {
+    "LOCK",
+    "LOG",
+    "LOG.old",
+    "MANIFEST-000001",
+    "000001.dbtmp",
+    "lost+found",
+    "signing.key",
+    "signing.key.new",
+}
 _OF_LEVELDB = re.compile(r"MANIFEST-\d+|\d+\.(log|ldb|sst|dbtmp)")
 
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
@@ -87,6 +99,14 @@ class Database:
         if self.refusal is not None:
             raise ScuttleupError(self.refusal)
         return self.db
+
+    def __enter__(self) -> Any:
+        """`with database.reads, database as db:` is how to read: `ready`, and errors in words."""
+        return self.ready()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BINDING_ERRORS):
+            raise self.error(error) from error
 
     @property
     def closed(self) -> bool:
@@ -149,6 +169,32 @@ class Database:
             with suppress(OSError):  # Windows and some file systems cannot do this
                 _sync(folder, os.O_RDONLY)
 
+    def read_file(self, name: str) -> bytes | None:
+        """What the file `name` beside those of LevelDB holds; None if there is none."""
+        try:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                return file.read(1024)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DatabaseError(f"{self.path} cannot be used: {name}: {error.strerror}") from error
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Make the file `name`, which only its owner may read, and bring it to the disk."""
+        path = os.path.join(self.folder, name)
+        try:
+            # Under another name first, so that there is never half a file.
+            with open(
+                os.open(path + ".new", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
+            ) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(path + ".new", path)
+        except OSError as error:
+            raise DatabaseError(f"{self.path} cannot be used: {name}: {error.strerror}") from error
+        self.sync_folders()
+
     def begin_new_journal(self) -> None:
         """Have LevelDB save what it holds and begin a new journal.
 
@@ -184,7 +230,6 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     # a relative name would move with the working directory. After a fork, LevelDB still counts as
     # open here what the parent had open; under another name it asks the system instead.
     name = os.path.realpath(path) + "/." * _forks
-    binding = _BINDINGS[-1]
     try:
         db = binding.DB(name, create_if_missing=is_new, paranoid_checks=True)
     except binding.Error as error:

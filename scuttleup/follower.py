@@ -36,7 +36,7 @@ from contextlib import suppress
 from typing import Any
 
 from .changes import Run
-from .database import BINDING_ERRORS, Database
+from .database import Database
 from .limits import NEWS
 from .scan import read_runs
 
@@ -153,11 +153,8 @@ class Follower:
         with database.reads:
             if self._closed or (database.closed if self._live else self._spans is None):
                 return None
-            db = database.ready()
-            try:
+            with database as db:
                 return self._read(db)
-            except BINDING_ERRORS as error:
-                raise database.error(error) from error
 
     def _read(self, db: Any) -> Run | None:
         while not self._runs:

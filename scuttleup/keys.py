@@ -3,6 +3,7 @@
 | key (UTF-8 of)                      | value                                                   |
 |-------------------------------------|---------------------------------------------------------|
 | `c` U+00FF peer U+00FF number       | the entry's bytes                                       |
+| `m` U+00FF `hash` U+00FF peer       | its SHA-256, in a signed log (*)                        |
 | `m` U+00FF `head` U+00FF peer       | the last number, when that entry was deleted (*)        |
 | `m` U+00FF `id`                     | this peer's id                                          |
 
@@ -25,6 +26,7 @@ from .limits import LOG_BYTES, MAX_PEER, MAX_SEQ
 SEPARATOR = "\xff".encode()
 CHANGES = b"c" + SEPARATOR
 CHANGES_END = CHANGES + SEPARATOR  # peer ids hold no U+00FF and nothing above it
+DELETED_HASHES = b"m" + SEPARATOR + b"hash" + SEPARATOR
 DELETED_HEADS = b"m" + SEPARATOR + b"head" + SEPARATOR
 ID = b"m" + SEPARATOR + b"id"  # sorts after every other key of ours: each scan ends there
 

@@ -7,6 +7,7 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from .authors import load_key
 from .changes import Change, Run, expand
 from .database import Database, open_database
 from .encodings import find_encoding
@@ -14,6 +15,7 @@ from .keys import check_peer, check_seq
 from .limits import MAX_ENTRY
 from .read_stream import ReadStream
 from .replication import Replicated, ReplicationStream
+from .signing import is_signed, strip
 from .store import Store
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 MAX_FRAME = 16 * 1024 * 1024  # bytes
 
 
-def open(path: str | bytes | PathLike[Any], **options: Any) -> Scuttleup:
+def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: Any) -> Scuttleup:
     """Open the logs in the LevelDB at `path`, a folder, which is made if there is nothing.
 
     A database is made where there is nothing, in an empty folder, and where a first run was killed
@@ -30,6 +32,10 @@ def open(path: str | bytes | PathLike[Any], **options: Any) -> Scuttleup:
     is refused with a DatabaseError that says why, and nothing is changed then: for instance if
     another process has the database open, if a part of it is missing, or if the folder holds other
     files.
+
+    `signed` makes the log of a new database a signed one. Its secret key then lies in the folder as
+    `signing.key`. A database that has one needs no option from then on. For a database whose log is
+    not signed, `signed` is a ValueError. Signing needs PyNaCl: `pip install 'scuttleup[signed]'`.
 
     `options` are those of `Scuttleup`. Unlike that, the logs own their LevelDB: `close`, or the end
     of a `with` block, closes it.
@@ -39,6 +45,7 @@ def open(path: str | bytes | PathLike[Any], **options: Any) -> Scuttleup:
     """
     database = open_database(path)
     try:
+        options.setdefault("key", load_key(database, make=signed))
         return Scuttleup(database, **options)
     except BaseException:
         database.close()
@@ -61,6 +68,10 @@ class Scuttleup:
       survive a power failure. Without it a write survives the end of the process, however it comes.
     - `verify(change) -> bool` is asked about every change that replication receives, before it is
       stored. What it says no to ends that connection.
+    - `only_signed` leaves out every log of others that is not signed.
+    - `key`, the secret key of a signed log (32 bytes), makes the log of a new database a signed
+      one, and lets an existing one be appended to. Nobody else may read it. `open` takes care of
+      that by itself.
     - `max_entry` is the most bytes that an entry may have as it is stored. Peers with the default
       take no larger ones.
 
@@ -77,6 +88,8 @@ class Scuttleup:
         value_encoding: str = "binary",
         sync: bool = False,
         verify: Callable[[Change], bool] | None = None,
+        only_signed: bool = False,
+        key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
     ) -> None:
         if isinstance(db, (str, bytes, PathLike)):
@@ -87,12 +100,11 @@ class Scuttleup:
             raise TypeError(f"verify is a function or None, not {verify!r}")
         if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
-        decode = self._encoding.decode
-        self._verify = verify and (
-            lambda change: verify(change._replace(entry=decode(change.entry)))
-        )
+        self._verify = verify and (lambda change: verify(self._decoded(change)))
         database = db if isinstance(db, Database) else Database(db)
-        self._store = Store(database, id=id, sync=sync, max_entry=max_entry)
+        self._store = Store(
+            database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
+        )
 
     @property
     def id(self) -> str:
@@ -125,7 +137,13 @@ class Scuttleup:
         """The entry number `seq` of `peer`; raises EntryNotFound, a KeyError, if it is not here."""
         encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         entry = self._store.get(check_peer(peer), check_seq(seq))
-        return encoding.decode_entry(peer, seq, entry)
+        return encoding.decode_entry(peer, seq, strip(entry) if is_signed(peer) else entry)
+
+    def _decoded(self, change: Change) -> Change:
+        peer, seq, entry = change
+        if is_signed(peer):
+            entry = strip(entry)
+        return Change(peer, seq, self._encoding.decode_entry(peer, seq, entry))
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry here, if it is here; other peers keep theirs.
@@ -137,8 +155,10 @@ class Scuttleup:
     def write(self, changes: Iterable[tuple[str, int, Any]], *, sync: bool | None = None) -> int:
         """Store changes made elsewhere in one atomic step and return how many were new.
 
-        Each log's changes come in order; what is at or below its head is known and skipped.
-        A change to this peer's own log that leaves a gap is a ValueError.
+        Each log's changes come in order; what is at or below its head is known and skipped. Entries
+        of a signed log are handed in as they are stored, with their signatures. A ValueError, and
+        nothing is stored, if a change leaves a gap in this peer's own log, is larger than
+        `max_entry`, is not signed by its author, or belongs to one log too many.
         """
         runs: list[Run] = []
         entries: list[bytes] = []  # of the last run
@@ -196,12 +216,7 @@ class Scuttleup:
         middle of a write, so it must not use the log, only tell your thread or loop.
         """
         return ReplicationStream(
-            self._store,
-            mode=mode,
-            live=live,
-            verify=self._verify,
-            max_frame=max_frame,
-            wake=wake,
+            self._store, mode=mode, live=live, verify=self._verify, max_frame=max_frame, wake=wake
         )
 
     async def replicate(

@@ -9,6 +9,7 @@ from functools import partial
 
 from .changes import Change, expand
 from .encodings import Encoding
+from .signing import is_signed, strip
 from .store import Store
 
 
@@ -26,13 +27,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
     """
 
     def __init__(
-        self,
-        store: Store,
-        encoding: Encoding,
-        *,
-        since: dict[str, int],
-        live: bool,
-        tail: bool,
+        self, store: Store, encoding: Encoding, *, since: dict[str, int], live: bool, tail: bool
     ) -> None:
         self._encoding = encoding
         self._live = live or tail
@@ -83,7 +78,10 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         run = self._follower.read()
         if run is None:
             return False
-        self._changes = expand(run.peer, run.first, self._encoding.decode_all(*run))
+        peer, first, entries = run
+        if is_signed(peer):
+            entries = list(map(strip, entries))
+        self._changes = expand(peer, first, self._encoding.decode_all(peer, first, entries))
         return True
 
     def _nothing_new(self) -> bool:

@@ -23,6 +23,12 @@ done about it at once. But the next write first settles it: it has LevelDB begin
 `_settle`), reads the heads anew, and makes all followers look at them. Heads that LevelDB has only
 grow, so what was stored is found, and what was not is not missed.
 
+*Signed logs.* `signing.py` says how much of a run is its author's, if it is told the link after the
+entry before. That link is the hash of our newest entry of that log, which is read when it is
+needed, or, if that entry was deleted, was stored under a key of its own by the same batch. What
+comes in is checked before the lock `writes` is taken. If the head has moved in the meantime, the
+link alone is compared once more under the lock.
+
 *Sync.* A write with `sync` returns when it, and everything that was written before it, will
 survive a power failure. LevelDB syncs the journal that it writes to. If unsynced writes came
 before, an older journal may lie there unsynced as well; then that one is synced here, before the
@@ -33,58 +39,71 @@ survive under a lost id would be somebody else's.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
+from .authors import Authors, find_id
 from .changes import Run
 from .database import BINDING_ERRORS, Database
 from .errors import EntryNotFound
 from .follower import Follower, News, Span
-from .keys import DELETED_HEADS, ID, change_keys, check_peer, log_bytes, log_prefix, pack_seq
+from .keys import (
+    DELETED_HASHES,
+    DELETED_HEADS,
+    ID,
+    change_keys,
+    log_bytes,
+    log_prefix,
+    pack_seq,
+)
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import load_heads, load_id
+from .signing import follows, is_signed
 
 
 class Store:
     """The id, heads and entries kept in `database`.
 
-    `id` is stored as this peer's id if it is given; else the stored one is used, or a new random
-    one is made and stored. `sync` is the default of every write. `max_entry` is the most bytes that
-    an entry may have.
+    `id` is stored as this peer's id if it is given; else the stored one is used, or a new one is
+    made and stored: that of `key`, the secret key of a signed log, or a random one. `sync` is the
+    default of every write. `max_entry` is the most bytes that an entry may have as it is stored.
+    With `only_signed` no unsigned log is taken from others.
 
     `id`, `heads` (each peer's last number) and `room` (the bytes that our handshake, whose size is
     limited, has left for logs that are not here yet) are for reading, from any thread.
     """
 
-    def __init__(self, database: Database, *, id: str | None, sync: bool, max_entry: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        id: str | None,
+        key: bytes | None,
+        sync: bool,
+        only_signed: bool,
+        max_entry: int,
+    ) -> None:
         self._database = database
         self._sync = sync
+        self.only_signed = only_signed
         self.max_entry = max_entry
         self._news = News()
         self._in_doubt = False  # whether a write began and was not seen to end
         self._unsynced = True  # whether a write without sync may have come before
-        with database.reads:
-            db = database.ready()
-            try:
-                self.id = self._load_id(db, id)
-                self.heads = load_heads(db)
-            except BINDING_ERRORS as error:
-                raise database.error(error) from error
+        with database.reads, database as db:
+            stored = load_id(db)
+            self.id = find_id(stored, id, key)
+            if self.id != stored:
+                db.put(ID, self.id.encode(), sync=True)
+                database.sync_folders()
+            self.heads = load_heads(db)
+        self._is_signed = is_signed(self.id)
+        if only_signed and not self._is_signed:
+            raise ValueError(f"our own log {self.id!r} is not signed, so only_signed cannot be")
+        self._authors = Authors(database, self.id, key)
         self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
-
-    def _load_id(self, db: Any, id: str | None) -> str:
-        """The id stored, or `id` or a new one, which is then stored."""
-        stored = load_id(db)
-        if id is None:
-            id = stored or os.urandom(16).hex()
-        if check_peer(id) != stored:
-            db.put(ID, id.encode(), sync=True)
-            self._database.sync_folders()
-        return id
 
     def append(self, entry: bytes, sync: bool | None = None) -> int:
         """Store one entry of our own and return its number."""
@@ -94,12 +113,14 @@ class Store:
         with database.writes:
             if self._in_doubt or database.refusal is not None:
                 self._prepare_to_write()
-            if len(entry) > self.max_entry:
-                raise self._too_large(entry)
             own = self.id
             head = self.heads.get(own, 0)
             if head == MAX_SEQ:
                 raise OverflowError(f"the log of {own!r} is full, its last number is {MAX_SEQ}")
+            if self._is_signed:
+                [entry] = self._authors.seal(head, [entry])
+            if len(entry) > self.max_entry:
+                raise ValueError(self._too_large(head + 1, entry))
             self._in_doubt = True
             key = next(self._own_keys)
             if self._sync if sync is None else sync:
@@ -128,23 +149,42 @@ class Store:
                     f"{len(entries)} more entries do not fit into the log of {self.id!r}: "
                     f"it is at {head} and ends at {MAX_SEQ}"
                 )
-            self._put([Run(self.id, head + 1, entries)], sync)
+            if self._is_signed:
+                entries = self._authors.seal(head, entries)
+            self._put([Run(self.id, head + 1, entries)], sync, None, {})
             return head + 1
 
-    def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
-        """Store what was appended elsewhere, all or none; return how many entries were new.
+    def write(
+        self, runs: Iterable[Run], sync: bool | None = None, refused: dict[str, str] | None = None
+    ) -> int:
+        """Store what was appended elsewhere; return how many entries were new.
 
-        What a log has up to its head is skipped. A gap is stored as it is, since entries can be
-        deleted; but not in our own log, where it is a ValueError: a stranger's entry would decide
-        what number our next one gets. An entry above `max_entry` and a new log for which our
-        handshake has no room are a ValueError, too.
+        What a log has up to its head is skipped. Refused are: an entry above `max_entry`; a new
+        log for which our handshake has no room; an entry of a signed log that its author has not
+        signed; a gap in our own log, unless it is signed, as a stranger's entry would decide what
+        number our next one gets. Other logs may have gaps, since entries can be deleted.
+
+        With `refused`, a dict of peer to reason, what is refused is left out with all that follows
+        in that log, and so is every log that is in it already; the rest is stored. Without, it is a
+        ValueError, and nothing is stored.
         """
+        reasons: dict[str, str] = {} if refused is None else refused
+        proven, heads = self._authors.prove(runs, self.heads, reasons, self.only_signed)
+        if refused is None and reasons:
+            raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in reasons.items()))
         with self._database.writes:
             self._prepare_to_write()
-            return self._put(runs, sync)
+            return self._put(proven, sync, refused, heads)
 
-    def _put(self, runs: Iterable[Run], sync: bool | None) -> int:
+    def _put(
+        self,
+        runs: Iterable[Run],
+        sync: bool | None,
+        refused: dict[str, str] | None,
+        proven_at: dict[str, int],
+    ) -> int:
         heads: dict[str, int] = {}
+        left_out: set[str] = set()
         room = self.room
         count = 0
         sync = self._sync if sync is None else sync
@@ -155,45 +195,72 @@ class Store:
             if first <= head:
                 entries = entries[head + 1 - first :]
                 first = head + 1
-            if not entries:
+            if not entries or peer in left_out:
                 continue
-            if peer == self.id:
-                if first != head + 1:
-                    raise ValueError(
-                        f"entry {first} of our own log {peer!r} does not follow {head}"
-                    )
-            elif not head:
+            keep, reason = self._fault(peer, first, entries, head, room, proven_at)
+            if reason:
+                if refused is None:
+                    raise ValueError(f"{peer!r}: {reason}")
+                refused.setdefault(peer, reason)
+                left_out.add(peer)
+                if not keep:
+                    continue
+                entries = entries[:keep]
+            if not head and peer != self.id:
                 room -= log_bytes(peer)
-                if room < 0:
-                    raise ValueError(f"there are too many logs here to add the one of {peer!r}")
-            if max(map(len, entries)) > self.max_entry:
-                raise self._too_large(max(entries, key=len))
             keys = change_keys(log_prefix(peer), first, len(entries))
             deque(map(put, keys, entries), maxlen=0)  # a loop in C
             heads[peer] = first + len(entries) - 1
             count += len(entries)
         if count:
             self._commit(batch.write, sync)
-            before = [(peer, self.heads.get(peer, 0), last) for peer, last in heads.items()]
+            spans = [(peer, self.heads.get(peer, 0), last) for peer, last in heads.items()]
             self.heads.update(heads)
             self.room = room
             if self.id in heads:
                 self._own_keys = self._keys_to_come()
             if self._news.followers:
-                for peer, after, last in before:
-                    self._news.add(peer, after, last)
+                for span in spans:
+                    self._news.add(*span)
                 self._news.wake()
             self._in_doubt = False
         return count
+
+    def _fault(
+        self,
+        peer: str,
+        first: int,
+        entries: Sequence[bytes],
+        head: int,
+        room: int,
+        proven_at: dict[str, int],
+    ) -> tuple[int, str]:
+        """How many of `entries` may be stored behind `head`, and why not more, "" if all may."""
+        if not head and peer != self.id and room < log_bytes(peer):
+            return 0, "there is no room for another log"
+        if peer == self.id and first != head + 1 and not self._is_signed:
+            return 0, f"entry {first} of our own log does not follow {head}"
+        if proven_at.get(peer, head) < head == self.heads.get(peer):
+            # Some of this log was stored since it was checked.
+            link = self._authors.link_after(peer, head) if first == head + 1 else None
+            if not follows(first, entries[0], link):
+                return 0, f"fork at {first}"
+        if max(map(len, entries)) <= self.max_entry:
+            return 0, ""
+        large = next(at for at, entry in enumerate(entries) if len(entry) > self.max_entry)
+        return large, self._too_large(first + large, entries[large])
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry; its number stays used."""
         with self._database.writes:
             self._prepare_to_write()
+            key = log_prefix(peer) + pack_seq(seq)
             batch = self._database.db.write_batch(sync=self._sync)
-            batch.delete(log_prefix(peer) + pack_seq(seq))
+            batch.delete(key)
             if seq == self.heads.get(peer):
                 batch.put(DELETED_HEADS + peer.encode(), pack_seq(seq))
+                if is_signed(peer) and (link := self._authors.link_after(peer, seq)):
+                    batch.put(DELETED_HASHES + peer.encode(), link)
             self._commit(batch.write, self._sync)
             self._in_doubt = False
 
@@ -202,14 +269,12 @@ class Store:
         self._in_doubt = True
         older = sync and self._unsynced
         self._unsynced = self._unsynced or not sync
-        try:
+        with self._database:
             if older:
                 self._database.sync_older_journals()
             write()
             if older:
                 self._database.sync_older_journals()
-        except BINDING_ERRORS as error:
-            raise self._database.error(error) from error
         if sync:
             self._unsynced = False
 
@@ -217,10 +282,8 @@ class Store:
         head = self.heads.get(self.id, 0)
         return change_keys(log_prefix(self.id), head + 1, MAX_SEQ - head)
 
-    def _too_large(self, entry: bytes) -> ValueError:
-        return ValueError(
-            f"an entry of {len(entry)} bytes is too large, the most is {self.max_entry}"
-        )
+    def _too_large(self, seq: int, entry: bytes) -> str:
+        return f"entry {seq} has {len(entry)} bytes, {self.max_entry} is the most"
 
     def _prepare_to_write(self) -> None:
         self._database.ready()
@@ -229,43 +292,32 @@ class Store:
 
     def _settle(self) -> None:
         """Find out what LevelDB has of the writes that are in doubt."""
-        database = self._database
-        try:
-            # After a journal write that the disk refused, LevelDB (1.22 and 1.23) goes on in a
-            # journal in which it has lost count of the blocks: what it acknowledges from then on
-            # may be gone at the next opening. In a new journal it counts anew.
-            database.begin_new_journal()
-            found = load_heads(database.db)
-        except BINDING_ERRORS as error:
-            raise database.error(error) from error
+        # After a journal write that the disk refused, LevelDB (1.22 and 1.23) goes on in a journal
+        # in which it has lost count of the blocks: what it acknowledges from then on may be gone at
+        # the next opening. In a new journal it counts anew.
+        with self._database as db:
+            self._database.begin_new_journal()
+            found = load_heads(db)
         for peer, head in found.items():
             self.heads[peer] = max(head, self.heads.get(peer, 0))
         self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()
+        self._authors.forget()
         self._news.forget()
         self._news.wake()
         self._in_doubt = False  # last: what a Ctrl-C leaves undone is done again
 
     def get(self, peer: str, seq: int) -> bytes:
         """The entry number `seq` of `peer`, else EntryNotFound."""
-        database = self._database
         key = log_prefix(peer) + pack_seq(seq)
-        with database.reads:
-            try:
-                entry: bytes | None = database.ready().get(key, verify_checksums=True)
-            except BINDING_ERRORS as error:
-                raise database.error(error) from error
+        with self._database.reads, self._database as db:
+            entry: bytes | None = db.get(key, verify_checksums=True)
         if entry is None:
             raise EntryNotFound(f"no entry {seq} of {peer!r}")
         return entry
 
     def follow(
-        self,
-        since: dict[str, int],
-        *,
-        snapshot: bool,
-        live: bool,
-        wake: Callable[[], None],
+        self, since: dict[str, int], *, snapshot: bool, live: bool, wake: Callable[[], None]
     ) -> Follower:
         """A follower of what is there by now (`snapshot`) and of what comes after it (`live`).
 

@@ -1,0 +1,190 @@
+"""Signed logs in the store: how our own goes on, and how much of another is its author's.
+
+Theory of operation
+-------------------
+
+`signing.py` answers both questions, if it is told the *link* after the entry before: the SHA-256 of
+that entry as it is stored. So for each log the link after its head is needed. It is not kept in
+memory, because the head itself is in LevelDB and a hash takes less time than a signature. Only when
+the newest entry is deleted its hash is kept, under a key of its own that the same batch writes.
+
+*Our own log* goes on from our newest entry. Before the first entry is signed it is made sure that
+the secret key is that of the log, and that the newest entry is signed: a program that knows nothing
+of signatures may have appended to this database, and what we signed on top of that would be worth
+nothing to others. From then on the link of the next entry is remembered. It is used only while the
+head is where it was then; else the link is read anew. So a write that failed does no harm.
+
+*Other logs* are checked as they come in, before they are stored. That takes time, so it is done
+without a lock, and the store compares the link of the first entry once more if a head has moved in
+the meantime.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from .changes import Run
+from .database import Database
+from .errors import ScuttleupError
+from .keys import DELETED_HASHES, check_peer, log_prefix, pack_seq
+from .scan import load_id
+from .signing import (
+    FIRST_LINK,
+    KEY_BYTES,
+    PREFIX,
+    Signer,
+    check,
+    is_odd,
+    is_signed,
+    link_after,
+    pynacl_installed,
+)
+
+KEY_FILE = "signing.key"
+
+
+class Authors:
+    """Who wrote what. `id` is our own log, `key` its secret key, if it is signed and we have it."""
+
+    def __init__(self, database: Database, id: str, key: bytes | None) -> None:
+        self._database = database
+        self._id = id
+        self._key = key
+        self._signer: Signer | None = None  # made when the first entry is signed
+        # The number of our newest entry and the link after it, from the last time we signed.
+        self._newest: tuple[int, bytes] | None = None
+
+    def seal(self, head: int, entries: list[bytes]) -> list[bytes]:
+        """Our own entries from number `head` + 1 on, as they are stored.
+
+        Raises ScuttleupError if they cannot be signed; the text says what to do.
+        """
+        if self._signer is None:
+            self._signer = self._make_signer(head)
+        if self._newest is None or self._newest[0] != head:
+            link = self.link_after(self._id, head)
+            if link is None:
+                raise ScuttleupError(
+                    f"entry {head} of our own log {self._id!r} is missing, so the next one cannot "
+                    "be signed: replicate with a peer that has it, or begin a new log"
+                )
+            self._newest = head, link
+        sealed, link = self._signer.seal(head + 1, entries, self._newest[1])
+        self._newest = head + len(sealed), link
+        return sealed
+
+    def forget(self) -> None:
+        """Forget what our newest entry is: it is not known whether the last write was done."""
+        self._newest = None
+
+    def _make_signer(self, head: int) -> Signer:
+        if self._key is None:
+            raise ScuttleupError(
+                f"the secret key of {self._id!r} is not here: its log can be read and replicated, "
+                "but not appended to"
+            )
+        signer = Signer(self._key)
+        if signer.id != self._id:
+            raise ScuttleupError(f"the key here is that of {signer.id!r}, not of {self._id!r}")
+        with self._database.reads, self._database as db:
+            newest = db.get(log_prefix(self._id) + pack_seq(head), verify_checksums=True)
+        if newest is not None and check(Run(self._id, head, [newest]), None).fault:
+            raise ScuttleupError(
+                f"entry {head} of our own log {self._id!r} is not signed: another program has "
+                "appended it. Nothing can be signed after it: begin a new log in a new database"
+            )
+        return signer
+
+    def link_after(self, peer: str, head: int) -> bytes | None:
+        """The link after entry `head` of a signed log; None if that entry is not known here."""
+        if head == 0:
+            return FIRST_LINK
+        with self._database.reads, self._database as db:
+            stored = db.get(log_prefix(peer) + pack_seq(head), verify_checksums=True)
+            if stored is not None:
+                return link_after(stored)
+            link: bytes | None = db.get(DELETED_HASHES + peer.encode(), verify_checksums=True)
+            return link
+
+    def prove(
+        self,
+        runs: Iterable[Run],
+        heads: Mapping[str, int],
+        refused: dict[str, str],
+        only_signed: bool,
+    ) -> tuple[list[Run], dict[str, int]]:
+        """What of `runs` may be stored, as far as signatures say; the rest goes to `refused`.
+
+        Also returns the heads of the signed logs on which this rests. Signatures take their time,
+        so this is done before the lock is taken.
+        """
+        proven: list[Run] = []
+        proven_at: dict[str, int] = {}
+        ends: dict[str, tuple[int, bytes | None]] = {}  # where a log's last run ended, and its link
+        for peer, first, entries in runs:
+            if peer in refused:
+                continue
+            if not peer.startswith(PREFIX):
+                if only_signed:
+                    refused[peer] = "is not signed"
+                else:
+                    proven.append(Run(peer, first, entries))
+                continue
+            if is_odd(peer) or not pynacl_installed():
+                refused[peer] = "is not a public key" if is_odd(peer) else "needs PyNaCl"
+                continue
+            if peer not in ends:
+                proven_at[peer] = head = heads.get(peer, 0)
+                ends[peer] = head, self.link_after(peer, head)
+            head, link = ends[peer]
+            if first <= head:
+                entries = entries[head + 1 - first :]
+                first = head + 1
+            if not entries:
+                continue
+            checked = check(Run(peer, first, entries), link if first == head + 1 else None)
+            proven.append(Run(peer, first, entries[: checked.proven]))
+            ends[peer] = first + checked.proven - 1, checked.link
+            if checked.fault:
+                refused[peer] = checked.fault
+        return proven, proven_at
+
+
+def find_id(stored: str | None, id: str | None, key: bytes | None) -> str:
+    """The id of the log whose stored id is `stored`, given what the user says of it.
+
+    Raises ValueError if that does not go together.
+    """
+    if key is not None and (stored is None or id is not None):
+        of_key = Signer(key).id
+        if id not in (None, of_key):
+            raise ValueError(f"the id that belongs to the key is {of_key!r}, not {id!r}")
+        return of_key
+    id = check_peer(id or stored or os.urandom(16).hex())
+    if is_odd(id):
+        raise ValueError(f"an id that begins with {PREFIX!r} ends with a public key, not as {id!r}")
+    if key is not None and not is_signed(id):
+        raise ValueError(f"the log {id!r} is not signed, so it cannot have a key")
+    if is_signed(id) and id != stored:
+        raise ValueError(f"a log with the id {id!r} needs the secret key of that id")
+    return id
+
+
+def load_key(database: Database, *, make: bool) -> bytes | None:
+    """The secret key that lies beside the database; a new one, if there is none and `make` says so.
+
+    None if there is no key. Raises ValueError if the database has a log that is not signed.
+    """
+    key = database.read_file(KEY_FILE)
+    if key is not None or not make:
+        return key
+    with database.reads, database as db:
+        id = load_id(db)
+    if id is not None:
+        why = "its secret key is not here" if is_signed(id) else "it was not begun as a signed one"
+        raise ValueError(f"{database.path}: the log {id!r} cannot be signed, {why}")
+    key = os.urandom(KEY_BYTES)
+    Signer(key)  # before anything is written: it raises where PyNaCl is missing
+    database.write_file(KEY_FILE, key)
+    return key
