@@ -1,0 +1,60 @@
+"""A short test of an installed package that needs nothing else: `python tests/smoke.py`.
+
+It opens, appends, reads, deletes and replicates, and runs the command line. It is for systems and
+Pythons on which the whole suite is not run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from tempfile import TemporaryDirectory
+
+import scuttleup
+from scuttleup.database import binding
+
+
+async def replicate(alice: scuttleup.Scuttleup, bob: scuttleup.Scuttleup) -> None:
+    async with scuttleup.Peer(alice, listen=("127.0.0.1", 0)) as server:
+        async with scuttleup.Peer(bob, connect=server.addresses):
+            with bob.create_read_stream(tail=True) as stream:
+                alice.append("live")
+                assert (await anext(stream)).entry == "hello"
+                assert (await anext(stream)).entry == "live"
+
+
+def main() -> None:
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "grün.db")
+        with scuttleup.open(path, value_encoding="utf-8", sync=True) as logs:
+            logs.extend(["hello", "gone"])
+            logs.delete(logs.id, 2)
+        with (
+            scuttleup.open(path, value_encoding="utf-8") as alice,
+            scuttleup.open(os.path.join(folder, "bob.db"), value_encoding="utf-8") as bob,
+        ):
+            assert [str(change) for change in alice.create_read_stream()] == [
+                f"{{peer: '{alice.id}', seq: 1, entry: 'hello'}}"
+            ]
+            asyncio.run(asyncio.wait_for(replicate(alice, bob), 30))
+            assert alice.append("more").seq == 4
+            try:
+                scuttleup.open(path)
+            except scuttleup.DatabaseError as error:
+                assert "open in this process already" in str(error)
+            else:
+                raise AssertionError("a database was opened twice")
+        command = [sys.executable, "-m", "scuttleup", "--db", path]
+        subprocess.run([*command, "append", "from the shell"], check=True, timeout=60)
+        read = subprocess.run(
+            [*command, "read"], check=True, timeout=60, capture_output=True, text=True
+        )
+        assert read.stdout.splitlines()[-1].endswith("seq: 5, entry: 'from the shell'}")
+    version = ".".join(map(str, sys.version_info[:3]))
+    print(f"scuttleup {scuttleup.__version__} on Python {version} with {binding.__name__}: ok")
+
+
+if __name__ == "__main__":
+    main()
