@@ -45,12 +45,17 @@ KEY_FILE = "signing.key"
 
 
 class Authors:
-    """Who wrote what. `id` is our own log, `key` its secret key, if it is signed and we have it."""
+    """Who wrote what.
 
-    def __init__(self, database: Database, id: str, key: bytes | None) -> None:
+    `id` is our own log, `key` its secret key, if it is signed and we have it. With `only_signed` no
+    other log is taken that is not signed.
+    """
+
+    def __init__(self, database: Database, id: str, key: bytes | None, only_signed: bool) -> None:
         self._database = database
         self._id = id
         self._key = key
+        self._only_signed = only_signed
         self._signer: Signer | None = None  # made when the first entry is signed
         # The number of our newest entry and the link after it, from the last time we signed.
         self._newest: tuple[int, bytes] | None = None
@@ -107,32 +112,33 @@ class Authors:
             link: bytes | None = db.get(DELETED_HASHES + peer.encode(), verify_checksums=True)
             return link
 
-    def prove(
-        self,
-        runs: Iterable[Run],
-        heads: Mapping[str, int],
-        refused: dict[str, str],
-        only_signed: bool,
-    ) -> tuple[list[Run], dict[str, int]]:
-        """What of `runs` may be stored, as far as signatures say; the rest goes to `refused`.
+    def refusal(self, peer: str) -> str:
+        """Why nothing of the log of `peer` is taken from others; "" if it is."""
+        if not peer.startswith(PREFIX):
+            return "is not signed" if self._only_signed else ""
+        if is_odd(peer):
+            return "begins like a public key and is none"
+        return "" if pynacl_installed() else "cannot be checked without PyNaCl"
 
-        Also returns the heads of the signed logs on which this rests. Signatures take their time,
-        so this is done before the lock is taken.
+    def prove(
+        self, runs: Iterable[Run], heads: Mapping[str, int], refused: dict[str, str]
+    ) -> tuple[list[Run], dict[str, int]]:
+        """What of `runs` may be stored, as far as signatures say.
+
+        The reason for what may not goes to `refused`, and logs that are there already are left out.
+        Also returns the heads of the signed logs on which the answer rests.
         """
         proven: list[Run] = []
         proven_at: dict[str, int] = {}
-        ends: dict[str, tuple[int, bytes | None]] = {}  # where a log's last run ended, and its link
+        ends: dict[str, tuple[int, bytes | None]] = {}  # what a log's last run ended with, its link
         for peer, first, entries in runs:
             if peer in refused:
                 continue
-            if not peer.startswith(PREFIX):
-                if only_signed:
-                    refused[peer] = "is not signed"
-                else:
-                    proven.append(Run(peer, first, entries))
+            if reason := self.refusal(peer):
+                refused[peer] = reason
                 continue
-            if is_odd(peer) or not pynacl_installed():
-                refused[peer] = "is not a public key" if is_odd(peer) else "needs PyNaCl"
+            if not peer.startswith(PREFIX):
+                proven.append(Run(peer, first, entries))
                 continue
             if peer not in ends:
                 proven_at[peer] = head = heads.get(peer, 0)
@@ -144,28 +150,31 @@ class Authors:
             if not entries:
                 continue
             checked = check(Run(peer, first, entries), link if first == head + 1 else None)
-            proven.append(Run(peer, first, entries[: checked.proven]))
-            ends[peer] = first + checked.proven - 1, checked.link
+            if checked.proven:
+                proven.append(Run(peer, first, entries[: checked.proven]))
+                ends[peer] = first + checked.proven - 1, checked.link
             if checked.fault:
                 refused[peer] = checked.fault
         return proven, proven_at
 
 
-def find_id(stored: str | None, id: str | None, key: bytes | None) -> str:
-    """The id of the log whose stored id is `stored`, given what the user says of it.
+def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: bool) -> str:
+    """The id of our own log, whose stored id is `stored`, given what the user says of it.
 
-    Raises ValueError if that does not go together.
+    Raises ValueError if that does not go together, ScuttleupError if a new log is to be signed and
+    PyNaCl is not installed.
     """
     if key is not None and (stored is None or id is not None):
         of_key = Signer(key).id
         if id not in (None, of_key):
             raise ValueError(f"the id that belongs to the key is {of_key!r}, not {id!r}")
         return of_key
-    id = check_peer(id or stored or os.urandom(16).hex())
+    id = check_peer(id if id is not None else stored or os.urandom(16).hex())
     if is_odd(id):
         raise ValueError(f"an id that begins with {PREFIX!r} ends with a public key, not as {id!r}")
-    if key is not None and not is_signed(id):
-        raise ValueError(f"the log {id!r} is not signed, so it cannot have a key")
+    if not is_signed(id) and (key is not None or only_signed):
+        option = "only_signed" if only_signed else "key"
+        raise ValueError(f"our own log {id!r} is not signed, so there can be no {option}")
     if is_signed(id) and id != stored:
         raise ValueError(f"a log with the id {id!r} needs the secret key of that id")
     return id
@@ -176,15 +185,16 @@ def load_key(database: Database, *, make: bool) -> bytes | None:
 
     None if there is no key. Raises ValueError if the database has a log that is not signed.
     """
-    key = database.read_file(KEY_FILE)
+    with database.reads, database as db:
+        key = database.read_file(KEY_FILE)
+        id = load_id(db)
     if key is not None or not make:
         return key
-    with database.reads, database as db:
-        id = load_id(db)
     if id is not None:
         why = "its secret key is not here" if is_signed(id) else "it was not begun as a signed one"
         raise ValueError(f"{database.path}: the log {id!r} cannot be signed, {why}")
     key = os.urandom(KEY_BYTES)
     Signer(key)  # before anything is written: it raises where PyNaCl is missing
-    database.write_file(KEY_FILE, key)
+    with database:
+        database.write_file(KEY_FILE, key)
     return key

@@ -51,23 +51,15 @@ class CutShort(Exception):
 
 # What may come out of a read or a write. A RuntimeError is what the binding raises when the
 # database was closed.
-BINDING_ERRORS = (RuntimeError, CutShort, *(binding.Error for binding in _BINDINGS))
+ERRORS = (OSError, RuntimeError, CutShort, *(binding.Error for binding in _BINDINGS))
 
 _CLOSED = "these logs are closed"
 _FORKED = "these logs were opened in another process, before a fork: open them again in this one"
 
 # What a first run that was killed leaves where it was about to make a database. A new disk has a
 # folder "lost+found".
-_DEBRIS = {
-    "LOCK",
-    "LOG",
-    "LOG.old",
-    "MANIFEST-000001",
-    "000001.dbtmp",
-    "lost+found",
-    "signing.key",
-    "signing.key.new",
-}
+_DEBRIS = {"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp", "lost+found"}
+_DEBRIS |= {"signing.key", "signing.key.new"}
 _OF_LEVELDB = re.compile(r"MANIFEST-\d+|\d+\.(log|ldb|sst|dbtmp)")
 
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
@@ -105,8 +97,8 @@ class Database:
         return self.ready()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, BINDING_ERRORS):
-            raise self.error(error) from error
+        if isinstance(error, ERRORS) and (in_words := self.error(error)) is not error:
+            raise in_words from error
 
     @property
     def closed(self) -> bool:
@@ -114,7 +106,7 @@ class Database:
         return self.refusal is _CLOSED
 
     def error(self, error: Exception) -> Exception:
-        """What to raise for `error`, which the binding has raised."""
+        """What to raise for `error`, one of ERRORS."""
         if isinstance(error, RuntimeError):
             if "closed" not in str(error):  # some other RuntimeError, not the binding's
                 return error
@@ -150,18 +142,14 @@ class Database:
         A synced write makes LevelDB sync the journal that it writes at that moment. A journal that
         it has just left lies there, perhaps still unsynced, until its entries are in a table.
         """
-        try:
-            for journal in self._journals()[:-1]:
-                with suppress(FileNotFoundError):  # LevelDB has all of it in a synced table now
-                    _sync(journal, os.O_RDWR)
-        except OSError as error:
-            raise DatabaseError(f"{self.path} cannot be written: {error.strerror}") from error
+        for journal in self._journals()[:-1]:
+            with suppress(FileNotFoundError):  # LevelDB has all of it in a synced table now
+                _sync(journal, os.O_RDWR)
 
     def _journals(self) -> list[str]:
-        names = [name for name in os.listdir(self.folder) if re.fullmatch(r"\d+\.log", name)]
-        return [
-            os.path.join(self.folder, name) for name in sorted(names, key=lambda n: int(n[:-4]))
-        ]
+        names = [name for name in os.listdir(self.folder) if name.endswith(".log")]
+        names.sort(key=lambda name: (len(name), name))  # six digits, or more
+        return [os.path.join(self.folder, name) for name in names]
 
     def sync_folders(self) -> None:
         """Bring the names of a new database's files, and its own name, to the disk."""
@@ -171,28 +159,21 @@ class Database:
 
     def read_file(self, name: str) -> bytes | None:
         """What the file `name` beside those of LevelDB holds; None if there is none."""
-        try:
-            with open(os.path.join(self.folder, name), "rb") as file:
-                return file.read(1024)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise DatabaseError(f"{self.path} cannot be used: {name}: {error.strerror}") from error
+        with suppress(FileNotFoundError), open(os.path.join(self.folder, name), "rb") as file:
+            return file.read(1024)
+        return None
 
     def write_file(self, name: str, data: bytes) -> None:
         """Make the file `name`, which only its owner may read, and bring it to the disk."""
         path = os.path.join(self.folder, name)
+        # Under another name first, so that there is never half a file.
+        file = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            # Under another name first, so that there is never half a file.
-            with open(
-                os.open(path + ".new", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
-            ) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(path + ".new", path)
-        except OSError as error:
-            raise DatabaseError(f"{self.path} cannot be used: {name}: {error.strerror}") from error
+            os.write(file, data)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(path + ".new", path)
         self.sync_folders()
 
     def begin_new_journal(self) -> None:
@@ -203,14 +184,11 @@ class Database:
         """
         from tempfile import TemporaryFile  # only here: few programs ever come here
 
-        try:
-            held = sum(map(os.path.getsize, self._journals()))
-            with TemporaryFile(dir=self.folder) as probe:
-                probe.write(bytes(held + (64 << 10)))  # and some for an index and a new journal
-                probe.flush()
-                os.fsync(probe.fileno())
-        except OSError as error:
-            raise DatabaseError(f"{self.path} cannot be written: {error.strerror}") from error
+        held = sum(map(os.path.getsize, self._journals()))
+        with TemporaryFile(dir=self.folder) as probe:
+            probe.write(bytes(held + (64 << 10)))  # and some for an index and a new journal
+            probe.flush()
+            os.fsync(probe.fileno())
         # A compaction of a range without entries does it.
         self._whole.compact_range(start=b"\xff", stop=b"\xff")
 
@@ -257,7 +235,7 @@ def _is_new(path: str) -> bool:
         with open(os.path.join(path, "CURRENT"), encoding="utf-8", errors="replace") as file:
             manifest = file.read(100).rstrip("\n")
     except OSError as error:
-        raise DatabaseError(f"{path} cannot be opened: CURRENT: {error.strerror}") from error
+        raise _in_words(path, error) from error
     if not manifest.startswith("MANIFEST-"):
         raise DamagedDatabase(f"{path} is damaged: CURRENT names no MANIFEST")
     if manifest not in names:
@@ -266,18 +244,19 @@ def _is_new(path: str) -> bool:
 
 
 def _in_words(path: str, error: Exception) -> DatabaseError:
-    message = error.args[0] if error.args else ""
-    text = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
-    kind, _, reason = text.strip().partition(": ")
+    if isinstance(error, OSError) and error.strerror:  # the system's own error, not LevelDB's
+        return DatabaseError(f"{path} cannot be used: {error.strerror}")
+    message = error.args[0] if error.args else b""
+    kind, _, reason = os.fsdecode(message).strip().partition(": ")
     last = reason.rpartition(": ")[2]
     if kind == "Corruption":
         return DamagedDatabase(f"{path} is damaged: {reason}")
-    if reason.startswith("lock "):
-        if last == "already held by process":
-            return DatabaseError(f"{path} is open in this process already")
-        if os.name == "nt" or last in (os.strerror(errno.EAGAIN), os.strerror(errno.EACCES)):
-            return DatabaseError(f"{path} is open in another process")
-    return DatabaseError(f"{path} cannot be used: {reason or text}")
+    if reason.startswith("lock ") and last == "already held by process":
+        return DatabaseError(f"{path} is open in this process already")
+    held = (os.strerror(errno.EAGAIN), os.strerror(errno.EACCES))
+    if reason.startswith("lock ") and (last in held or os.name == "nt"):
+        return DatabaseError(f"{path} is open in another process")
+    return DatabaseError(f"{path} cannot be used: {reason or kind}")
 
 
 def _sync(path: str, flags: int) -> None:

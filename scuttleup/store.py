@@ -45,7 +45,7 @@ from functools import partial
 
 from .authors import Authors, find_id
 from .changes import Run
-from .database import BINDING_ERRORS, Database
+from .database import ERRORS, Database
 from .errors import EntryNotFound
 from .follower import Follower, News, Span
 from .keys import (
@@ -86,22 +86,20 @@ class Store:
     ) -> None:
         self._database = database
         self._sync = sync
-        self.only_signed = only_signed
         self.max_entry = max_entry
         self._news = News()
         self._in_doubt = False  # whether a write began and was not seen to end
         self._unsynced = True  # whether a write without sync may have come before
         with database.reads, database as db:
             stored = load_id(db)
-            self.id = find_id(stored, id, key)
+            self.id = find_id(stored, id, key, only_signed)
             if self.id != stored:
                 db.put(ID, self.id.encode(), sync=True)
                 database.sync_folders()
             self.heads = load_heads(db)
         self._is_signed = is_signed(self.id)
-        if only_signed and not self._is_signed:
-            raise ValueError(f"our own log {self.id!r} is not signed, so only_signed cannot be")
-        self._authors = Authors(database, self.id, key)
+        self._authors = Authors(database, self.id, key, only_signed)
+        self.refusal = self._authors.refusal
         self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
 
@@ -129,7 +127,7 @@ class Store:
                 self._unsynced = True
                 try:
                     database.db.put(key, entry)
-                except BINDING_ERRORS as error:
+                except ERRORS as error:
                     raise database.error(error) from error
             self.heads[own] = head = head + 1
             news = self._news
@@ -169,7 +167,7 @@ class Store:
         ValueError, and nothing is stored.
         """
         reasons: dict[str, str] = {} if refused is None else refused
-        proven, heads = self._authors.prove(runs, self.heads, reasons, self.only_signed)
+        proven, heads = self._authors.prove(runs, self.heads, reasons)
         if refused is None and reasons:
             raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in reasons.items()))
         with self._database.writes:
