@@ -52,7 +52,7 @@ class News:
         self.end = 0  # the number that the next span gets
         # By id(). Weak, so that a follower that is dropped is gone; not a WeakSet, since to ask
         # one whether it is empty costs an append 4 %.
-        self.followers: dict[int, weakref.ref[Follower]] = {}  # those that are live
+        self.followers: dict[int, weakref.ref[Follower]] = {}
         self.waiting: dict[int, weakref.ref[Follower]] = {}  # those of them that had everything
 
     def add(self, peer: str, after: int, last: int) -> None:
@@ -88,7 +88,7 @@ class News:
         _ring_all(waiting)
 
     def wake_all(self) -> None:
-        """Wake every live follower, because there will be nothing more."""
+        """Wake every follower, because there will be nothing more."""
         _ring_all(self.followers)
 
 
@@ -128,9 +128,8 @@ class Follower:
         self._live = live
         self._wake = wake
         self._closed = False
-        if live:
-            followers, key = news.followers, id(self)
-            followers[key] = weakref.ref(self, lambda ref: followers.pop(key, None))
+        followers, key = news.followers, id(self)
+        followers[key] = weakref.ref(self, lambda ref: followers.pop(key, None))
 
     @property
     def closed(self) -> bool:

@@ -319,7 +319,8 @@ class Store:
     ) -> Follower:
         """A follower of what is there by now (`snapshot`) and of what comes after it (`live`).
 
-        It skips what `since` has; see `Follower` for that and for `wake`.
+        It skips what `since` has; see `Follower` for that and for `wake`. One that is neither gives
+        nothing, but tells when the logs are closed.
         """
         with self._database.writes:
             self._database.ready()
@@ -327,7 +328,7 @@ class Store:
             spans: list[Span] = []
             if snapshot:
                 spans = sorted((peer, 0, last) for peer, last in heads if last > since.get(peer, 0))
-            else:
+            elif live:
                 since.update((peer, last) for peer, last in heads if last > since.get(peer, 0))
             return Follower(
                 self._database, self.heads, self._news, since, spans, live=live, wake=wake
