@@ -28,10 +28,11 @@ from tempfile import TemporaryDirectory
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
-import plyvel
 import psutil
 
+import scuttleup
 from scuttleup import Change, Scuttleup, ScuttleupError
+from scuttleup.database import binding
 from scuttleup.keys import change_keys, log_prefix
 from scuttleup.messages import encode_handshake
 
@@ -190,15 +191,120 @@ def live_entry() -> Iterator[Row]:
     )
 
 
+def followers() -> Iterator[Row]:
+    """What a write costs when others follow: the figure is an append's, the ratio to none."""
+
+    def appends(logs: Scuttleup, count: int) -> float:
+        start = perf_counter()
+        for _ in range(count):
+            logs.append(ENTRY)
+        return (perf_counter() - start) / count
+
+    for work, read_first, count in (
+        ("`append` with 1,000 followers that never read", False, 20_000),
+        ("`append` with 1,000 followers that read all and wait, each time", True, 1),
+    ):
+        seconds, alone = [], []
+        for _ in range(15):
+            with new_folder() as folder, opened(folder) as logs:
+                alone.append(appends(logs, 20_000))
+                streams = [logs.create_read_stream(tail=True) for _ in range(1_000)]
+                for stream in streams if read_first else []:
+                    assert not stream._read()
+                seconds.append(appends(logs, count))
+        ratio = median(many / one for many, one in zip(seconds, alone, strict=True))
+        figure = f"{median(seconds) * 1e6:.1f} µs, {ratio:.2f} times that with none"
+        yield Row(work, figure)
+
+
+def mixed_sync() -> Iterator[Row]:
+    """A synced append after 20 that are not, beside what LevelDB alone needs for the same."""
+
+    def ours(folder: Path) -> float:
+        with opened(folder) as logs:
+            return turns(logs.append, lambda: logs.append(ENTRY, sync=True))
+
+    def raw(folder: Path) -> float:
+        keys = change_keys(log_prefix("x" * 32), 1, 10_000)
+        with opened_raw(folder) as db:
+            return turns(
+                lambda entry: db.put(next(keys), entry),
+                lambda: db.put(next(keys), ENTRY, sync=True),
+            )
+
+    def turns(append: Callable[[bytes], object], append_synced: Callable[[], object]) -> float:
+        start = perf_counter()
+        for _ in range(50):
+            for _ in range(20):
+                append(ENTRY)
+            append_synced()
+        return (perf_counter() - start) / 50
+
+    seconds, of_raw, _ = compare(9, ours, raw, None)
+    yield Row("20 `append` and one with `sync=True`", f"{seconds * 1e3:.2f} ms", "–", show(of_raw))
+
+
+def signed() -> Iterator[Row]:
+    def append(folder: Path) -> float:
+        with scuttleup.open(folder, signed=True) as logs:
+            start = perf_counter()
+            for _ in range(5_000):
+                logs.append(ENTRY)
+            return (perf_counter() - start) / 5_000
+
+    def replicate(folder: Path) -> float:
+        with scuttleup.open(source) as ours, opened(folder) as copy:
+            seconds = asyncio.run(replicate_once(ours, copy))
+            assert list(copy.head.values()) == [100_000]
+        return seconds / 100_000
+
+    def append_original(folder: Path) -> float:
+        return ask_original("append", folder, 5_000) / 5_000
+
+    def replicate_original(folder: Path) -> float:
+        return ask_original("replicate", few, folder, 20_000) / 20_000
+
+    seconds, _, times = compare(5, append, None, append_original)
+    yield Row("signed `append`", per_second(seconds), "≥ 1.5 times", times_original=show(times))
+    with new_folder() as source, new_folder() as few:
+        with scuttleup.open(source, signed=True) as logs:
+            for _ in range(100):
+                logs.extend(make_entries(1_000))
+        fill(few, 20_000)
+        seconds, _, times = compare(5, replicate, None, replicate_original)
+    yield Row(
+        "replicating 100,000 signed entries, checked on arrival, in one process",
+        per_second(seconds),
+        "≥ 20 times",
+        times_original=show(times),
+    )
+    yield Row("64 KiB of hostile signed entries", f"{_hostile() * 1e3:.0f} ms", "< 100 ms")
+
+
+def _hostile() -> float:
+    """Seconds for the worst that can come at once: linked entries of which none is signed."""
+    with new_folder() as folder, new_folder() as copy_folder:
+        with scuttleup.open(folder, signed=True) as logs:
+            logs.extend([b""] * 420)
+            peer = logs.id
+            sealed = [logs._store.get(peer, seq) for seq in range(1, 421)]
+        sealed[-1] = sealed[-1][:-1] + bytes([sealed[-1][-1] ^ 1])
+        with scuttleup.open(copy_folder) as copy:
+            start = perf_counter()
+            with suppress(ValueError):
+                copy.write((peer, seq, entry) for seq, entry in enumerate(sealed, 1))
+            return perf_counter() - start
+
+
 BARE = {
     "append": """
-import plyvel
-db = plyvel.DB("logs.db", create_if_missing=True)
+import BINDING
+db = BINDING.DB("logs.db", create_if_missing=True)
 db.put(b"key", b"hello world")
 """,
     "read": """
-import plyvel
-db = plyvel.DB("logs.db", create_if_missing=True)
+import BINDING
+db = BINDING.DB("logs.db", create_if_missing=True)
 for key, value in db: print(key, value)
 """,
 }
@@ -230,7 +336,7 @@ def scripts() -> Iterator[Row]:
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed, it is compiled
     with new_folder() as a, new_folder() as b, new_folder() as c:
         for script in "append", "read":
-            (b / "bare.py").write_text(BARE[script])
+            (b / "bare.py").write_text(BARE[script].replace("BINDING", binding.__name__))
             (c / "on_node.js").write_text(ON_NODE[script])
             ours = run(a, sys.executable, TESTS.parent / f"{script}.py")
             raw = run(b, sys.executable, "bare.py")
@@ -414,7 +520,7 @@ def new_folder() -> Iterator[Path]:
 
 
 def open_database(folder: Path) -> Any:
-    return plyvel.DB(str(folder), create_if_missing=True, paranoid_checks=True)
+    return binding.DB(str(folder), create_if_missing=True, paranoid_checks=True)
 
 
 @contextmanager
@@ -598,6 +704,9 @@ ROWS = {
         read,
         open_logs,
         live_entry,
+        followers,
+        mixed_sync,
+        signed,
         scripts,
         read_memory,
         replicate,
