@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from .changes import Run
 from .database import Database
 from .errors import ScuttleupError
-from .keys import DELETED_HASHES, check_peer, log_prefix, pack_seq
+from .keys import DELETED_HASHES, DELETED_HEADS, check_peer, log_prefix, pack_seq
 from .scan import load_id
 from .signing import (
     FIRST_LINK,
@@ -109,7 +109,10 @@ class Authors:
             stored = db.get(log_prefix(peer) + pack_seq(head), verify_checksums=True)
             if stored is not None:
                 return link_after(stored)
-            link: bytes | None = db.get(DELETED_HASHES + peer.encode(), verify_checksums=True)
+            name = peer.encode()
+            if db.get(DELETED_HEADS + name, verify_checksums=True) != pack_seq(head):
+                return None  # the hash, if there is one, is that of another entry
+            link: bytes | None = db.get(DELETED_HASHES + name, verify_checksums=True)
             return link
 
     def refusal(self, peer: str) -> str:
