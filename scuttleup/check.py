@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .database import Database
 from .errors import DatabaseError
-from .keys import CHANGES, CHANGES_END, SEPARATOR, check_peer, unpack_seq
+from .keys import CHANGES, SEPARATOR, check_peer, unpack_seq
 from .scan import read_runs
 from .signing import FIRST_LINK, check, is_odd, is_signed
 
@@ -71,15 +71,15 @@ def _check_log(database: Database, peer: str, last: int) -> CheckedLog:
 def stray_keys(database: Database) -> Iterator[bytes]:
     """The keys, among those of entries, whose peer id or number is none."""
     start = CHANGES
-    while start < CHANGES_END:
+    while start.startswith(CHANGES):
         with (
             database.reads,
             database as db,
             db.iterator(start=start, include_value=False, verify_checksums=True) as keys,
         ):
             found = list(islice(keys, KEYS))
-        yield from (key for key in found if key < CHANGES_END and not _is_entry(key))
-        start = found[-1] + b"\0" if found else CHANGES_END
+        yield from (key for key in found if key.startswith(CHANGES) and not _is_entry(key))
+        start = found[-1] + b"\0" if found else b""
 
 
 def _is_entry(key: bytes) -> bool:
