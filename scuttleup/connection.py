@@ -1,4 +1,29 @@
-"""Run a replication over an asyncio reader and writer."""
+"""Run a replication over an asyncio reader and writer.
+
+Theory of operation
+-------------------
+
+Three tasks share one `ReplicationStream`. One receives: it reads and hands over what came. One
+sends: it writes what the stream has for the remote, waits until the transport has room for more,
+and sleeps when there is nothing, until the stream has news. One watches: it tells the stream the
+time, and looks whether the remote still takes what we send. All three run on one event loop, and
+each of them does at most one turn of work (see `limits`) before it lets others run.
+
+It is over when the sender has sent all and nothing is waited for, when the log is closed, or with
+the first error. Then all three are cancelled and have ended before anybody hears of it.
+
+When all is sent we end our side and keep reading for a while: if we closed with something unread,
+the kernel would reset the connection, and the remote could lose what it had not read.
+
+The transports differ, and here is what is done about it. TLS and some others cannot end one side
+alone. A pipe is closed by its end, and knows its event loop no longer then. A pipe that was opened
+by hand cannot tell when it is closed. On Windows a write counts as not taken until all of it is, so
+writes are small and what was handed over counts as progress.
+
+Whatever breaks in a read or a write is a `ConnectionLost`: which error of the operating system
+tells of it differs between systems and transports. Errors of the database come from elsewhere and
+pass unchanged.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +31,13 @@ import asyncio
 import os
 import socket
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
-import plyvel
-
-from .errors import ProtocolError
-from .replication import Replicated, ReplicationStream
-
-READ_BYTES = 256 * 1024
-# Seconds.
-ALIVE = 60  # a remote that gives no handshake, takes nothing or vanished is gone after that
-PROMISED = 5  # a one-shot waits so long for more of what it was promised: it may be deleted there
-LINGER = 10  # and, after its own end, for the remote's: until then the remote may still read
+from . import limits
+from .errors import ConnectionLost
+from .replication import Replicated, ReplicationStream, Standstill
 
 
 async def replicate(
@@ -29,145 +47,193 @@ async def replicate(
 
     `make_stream` takes `wake`; for what is raised see `Scuttleup.replicate`.
     """
-    loop = asyncio.get_running_loop()
-    news = asyncio.Event()  # for the sender: look again
-    closed: asyncio.Future[None] = loop.create_future()  # done when the log is
-
-    def on_wake() -> None:
-        news.set()
-        if stream.closed and not closed.done():
-            closed.set_result(None)
-
     try:
-        stream = make_stream(wake=partial(loop.call_soon_threadsafe, on_wake))
-        _detect_loss(writer)
-        await _run(stream, reader, writer, news, closed)
-        writer.close()
-        # With TLS, which has no end of one side alone, this is when the remote's end comes.
-        with suppress(OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(writer.wait_closed(), LINGER)
-    except plyvel.Error:  # which may be an OSError, too
-        raise
-    except OSError as error:
-        raise ProtocolError(f"the connection broke: {error}") from error
+        connection = _Connection(make_stream, reader, writer)
+        try:
+            _detect_loss(writer)
+            await connection.run()
+        finally:
+            connection.stream.close()
+        await _leave(writer)
+        return connection.stream.replicated
     finally:
-        writer.transport.abort()
-    return stream.replicated
+        # A transport that has closed itself meanwhile may know its event loop no longer.
+        with suppress(AttributeError):
+            writer.transport.abort()
 
 
-async def _run(
-    stream: ReplicationStream,
-    reader: StreamReader,
-    writer: StreamWriter,
-    news: asyncio.Event,
-    closed: asyncio.Future[None],
-) -> None:
-    receiver = asyncio.create_task(_receive(stream, reader, news))
-    sender = asyncio.create_task(_send(stream, writer, news))
-    watcher = asyncio.create_task(_watch(stream, writer, news, receiver))
-    # In this order: what is wrong with the remote comes before what became of it.
-    tasks = (receiver, watcher, sender)
-    pending: set[asyncio.Future[None]] = {closed, *tasks}
-    try:
-        while not sender.done() and not closed.done():
-            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+class _Connection:
+    """One connection, while it is replicated."""
+
+    def __init__(
+        self,
+        make_stream: Callable[..., ReplicationStream],
+        reader: StreamReader,
+        writer: StreamWriter,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._reader = reader
+        self._writer = writer
+        self._written = 0  # bytes that were handed to the transport
+        self._news = asyncio.Event()  # for the sender: look again
+        self._closed = asyncio.Event()  # the log is
+        self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
+
+    def _wake(self) -> None:
+        self._news.set()
+        if self.stream.closed:
+            self._closed.set()
+
+    async def run(self) -> None:
+        """Exchange what there is, and end our side."""
+        receiver = asyncio.create_task(self._receive())
+        sender = asyncio.create_task(self._send())
+        watcher = asyncio.create_task(self._watch(receiver))
+        closed = asyncio.create_task(self._closed.wait())
+        # In this order: what is wrong with the remote comes before what became of it.
+        tasks: list[asyncio.Task[object]] = [receiver, watcher, sender, closed]
+        try:
+            while not sender.done() and not closed.done():
+                await asyncio.wait(
+                    [task for task in tasks if not task.done()],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                self._raise_first_error(tasks)
+            if self._writer.can_write_eof() and not closed.done():
+                # A remote that got nothing from us cannot lose it when we close before it has read.
+                limit = limits.LINGER if self.stream.replicated.sent else min(limits.LINGER, 1)
+                await asyncio.wait(
+                    [receiver, closed], timeout=limit, return_when=asyncio.FIRST_COMPLETED
+                )
+                self._raise_first_error([receiver])
+        finally:
             for task in tasks:
-                if task.done() and not stream.closed:
-                    task.result()
-        if writer.can_write_eof() and not stream.closed:
-            # A remote that got nothing from us cannot lose it when we close before it has read.
-            limit = LINGER if stream.replicated.sent else min(LINGER, 1)
-            await asyncio.wait(
-                {closed, receiver}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
-            )
-        if receiver.done() and not stream.closed:
-            receiver.result()
-    finally:
+                task.cancel()
+            try:
+                await asyncio.wait(tasks)
+                for task in tasks:
+                    task.cancelled() or task.exception()  # else asyncio says that nobody looked
+            finally:
+                # A task keeps its error, and the error's traceback keeps this frame. Without this
+                # they would keep each other, and all that belongs to the connection, until the
+                # garbage collector comes.
+                tasks.clear()
+                del receiver, sender, watcher, closed, task
+
+    def _raise_first_error(self, tasks: list[asyncio.Task[object]]) -> None:
+        if self.stream.closed:  # our own end is nobody's error
+            return
         for task in tasks:
-            task.cancel()
-        stream.close()
+            if task.done() and (error := task.exception()):
+                try:
+                    raise error
+                finally:
+                    del error, task, tasks  # as above
 
+    async def _receive(self) -> None:
+        data = b"-"  # anything but the end
+        while data:
+            with _link_errors():
+                data = await self._reader.read(limits.TURN_BYTES)
+            self.stream.receive_data(data)
+            self._news.set()
+            await asyncio.sleep(0)  # a read of what is there does not let others run
 
-async def _receive(stream: ReplicationStream, reader: StreamReader, news: asyncio.Event) -> None:
-    data = b"-"  # anything but the end
-    while data:
-        data = await reader.read(READ_BYTES)
-        stream.receive_data(data)
-        news.set()
+    async def _send(self) -> None:
+        stream, writer = self.stream, self._writer
+        while True:
+            self._news.clear()
+            if data := stream.data_to_send():
+                with _link_errors():
+                    writer.write(data)
+                    self._written += len(data)
+                    await writer.drain()
+                await asyncio.sleep(0)  # a drain that need not wait does not let others run
+            elif stream.finished:
+                break
+            else:
+                await self._news.wait()
+        with _link_errors():
+            await _flush(writer)
+            if writer.can_write_eof():
+                writer.write_eof()
 
+    async def _watch(self, receiver: asyncio.Task[None]) -> None:
+        """Keep the time limits, and notice that a remote is gone."""
+        now = asyncio.get_running_loop().time
+        taking = Standstill()
+        while True:
+            unsent = _unsent(self._writer)
+            pause = self.stream.tick(now(), unsent=unsent > 0)
+            if self.stream.finished:
+                self._news.set()
+            mark = (self._written, unsent) if unsent else now()
+            if taking.seconds(mark, now()) > limits.ALIVE:
+                raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
+            if receiver.done():
+                self._look_for_remote(unsent)
+            await asyncio.sleep(pause)
 
-async def _send(stream: ReplicationStream, writer: StreamWriter, news: asyncio.Event) -> None:
-    while True:
-        news.clear()
-        if data := stream.data_to_send():
-            writer.write(data)
-            await writer.drain()
-            await asyncio.sleep(0)  # a drain that need not wait does not let others run
-        elif stream.finished:
-            break
-        else:
-            await news.wait()
-    if _unwritten(writer):  # a limit of 0 stops an idle TLS transport for good
-        writer.transport.set_write_buffer_limits(0)
-        await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
-
-
-async def _watch(
-    stream: ReplicationStream,
-    writer: StreamWriter,
-    news: asyncio.Event,
-    receiver: asyncio.Task[None],
-) -> None:
-    """Keep the time limits, all of them, with a look every second or so."""
-    now = asyncio.get_running_loop().time
-    begun = written = progressed = now()
-    progress = 0
-    outgoing = (0, 0)
-    while True:
-        await asyncio.sleep(min(ALIVE, PROMISED) / 5)
-        if stream.remote_id is None and now() - begun > ALIVE:
-            raise ProtocolError(f"no handshake within {ALIVE} seconds")
-        unwritten = _unwritten(writer)
-        if not unwritten or outgoing != (stream.replicated.sent, unwritten):
-            outgoing, written = (stream.replicated.sent, unwritten), now()
-        elif now() - written > ALIVE:
-            raise ProtocolError(f"the remote took nothing for {ALIVE} seconds")
-        if stream.progress != progress or unwritten or not stream.waiting:
-            progress, progressed = stream.progress, now()
-        elif now() - progressed > PROMISED:
-            stream.stop_waiting()
-            news.set()
-        if receiver.done():
-            # After the remote's end, nothing tells when it leaves for good. An empty frame does.
-            if not unwritten:
-                writer.write(b"\0")
-            sock = writer.get_extra_info("socket")
+    def _look_for_remote(self, unsent: int) -> None:
+        """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
+        # Nothing tells us, unless we send something. An empty frame does.
+        with _link_errors():
+            if not unsent:
+                self._writer.write(b"\0")
+            sock = self._writer.get_extra_info("socket")
             if sock is not None and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                 raise OSError(code, os.strerror(code))
-            if writer.transport.is_closing():
+            if self._writer.transport.is_closing():
                 raise ConnectionResetError("the remote is gone")
 
 
+@contextmanager
+def _link_errors() -> Iterator[None]:
+    """What is wrong in here is wrong with the connection."""
+    try:
+        yield
+    except OSError as error:
+        raise ConnectionLost(f"the connection broke: {error}") from error
+
+
+async def _leave(writer: StreamWriter) -> None:
+    """Close the connection; what the remote does not take within LINGER seconds is dropped."""
+    # TimeoutError is an OSError. A pipe that was opened by hand cannot be waited for.
+    with suppress(OSError, NotImplementedError):
+        async with asyncio.timeout(limits.LINGER):
+            await _flush(writer)
+            writer.close()
+            # With TLS, which has no end of one side alone, this is when the remote's end comes.
+            await writer.wait_closed()
+
+
+async def _flush(writer: StreamWriter) -> None:
+    """Wait until the transport has handed all to the operating system."""
+    if _unsent(writer):  # a limit of 0 stops an idle TLS transport for good
+        writer.transport.set_write_buffer_limits(0)
+        await writer.drain()
+
+
+def _unsent(writer: StreamWriter) -> int:
+    """How many bytes the transport holds."""
+    return writer.transport.get_write_buffer_size()
+
+
 def _detect_loss(writer: StreamWriter) -> None:
-    """Have the kernel find out, within `ALIVE` seconds, that the remote vanished."""
+    """Have the kernel find out, within ALIVE seconds, that the remote vanished."""
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", ALIVE // 2),
-        ("TCP_KEEPINTVL", ALIVE // 6),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", ALIVE * 1000),  # the same for data that is under way
+    for level, name, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", limits.ALIVE // 2),
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", limits.ALIVE // 2),  # the same on macOS
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", limits.ALIVE // 6),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+        # The same for data that is under way, in milliseconds; on Linux only.
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", limits.ALIVE * 1000),
     ):
-        if hasattr(socket, name):  # not every system has all of them
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _unwritten(writer: StreamWriter) -> int:
-    try:
-        return writer.transport.get_write_buffer_size()
-    except AttributeError:  # Python 3.10: its TLS transport, once the connection is lost
-        return 0
+        # Not every system has all of them, and some refuse one. `tick` does without.
+        if hasattr(socket, name):
+            with suppress(OSError):
+                sock.setsockopt(level, getattr(socket, name), value)

@@ -34,3 +34,44 @@ RUN_BYTES = 32 * 1024
 # How many writes are remembered for those who follow. A follower that falls further behind looks
 # through all heads once, which takes some 0.1 µs a log.
 NEWS = 4096
+# --- What a remote may send ---
+
+# Bytes of a frame that is not kept: a handshake, which is read a digest at a time, and a change
+# whose entry is too large for us, which is skipped. Whoever sends more than that is not serious.
+MAX_SKIPPED = 1024 * 1024 * 1024
+# Bytes that are kept of one field of such a frame. The longest valid digest has 266.
+MAX_FIELD = 1024
+# How many logs are remembered as left out of one connection, because something was wrong with an
+# entry of theirs. Each takes some 100 to 350 bytes. When there are more, no log is taken any more
+# of which we have nothing. To get there a remote has to send so many bad logs, and with as many
+# good ones it could use up the room in our handshake.
+MAX_LEFT_OUT = 100_000
+# How many of the logs that are left out of one connection are named, in `Replicated.refused` and
+# by a warning each. The rest is counted.
+MAX_NAMED = 20
+# Characters that are shown of a peer id when a remote chose it. Random and signed ids are shorter.
+MAX_SHOWN = 64
+
+# --- What is sent in one turn of an event loop ---
+
+# Read from the connection and received, and handed to the connection. About 5,000 logs of one tiny
+# entry fit into it, or 700 entries of one log, which take 30 and 1 ms to be stored.
+TURN_BYTES = 64 * 1024
+# How many runs of entries are read for that, in case they are tiny.
+TURN_RUNS = 256
+
+# --- How long a remote is waited for, in seconds ---
+
+# A remote that is silent before its handshake, that takes nothing of what we send, that has
+# vanished, or that leaves a frame unfinished, is gone after this. In the last case a stranger would
+# otherwise hold up to MAX_FRAME of our memory for as long as they like.
+ALIVE = 60
+# A frame that is not finished has to grow by so many bytes within ALIVE: 1.1 kB/s, less than any
+# link that can be used. A byte now and then is thus not enough. So who wants to hold MAX_FRAME
+# of our memory has to send it, and can hold it for four hours at most before sending it again.
+PROGRESS_BYTES = 64 * 1024
+# A replication that is not live waits so long for more of what it was promised. The remote may have
+# deleted that.
+PROMISED = 5
+# After our own end the remote may go on to read what we sent. It is left so much time for that.
+LINGER = 10

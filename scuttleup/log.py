@@ -21,8 +21,6 @@ from .store import Store
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
 
-MAX_FRAME = 16 * 1024 * 1024  # bytes
-
 
 def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: Any) -> Scuttleup:
     """Open the logs in the LevelDB at `path`, a folder, which is made if there is nothing.
@@ -205,18 +203,17 @@ class Scuttleup:
         *,
         mode: str = "sync",
         live: bool = True,
-        max_frame: int = MAX_FRAME,
         wake: Callable[[], None] = lambda: None,
     ) -> ReplicationStream:
         """One end of a replication, without a connection; for that see `replicate`.
 
         `mode` "push" receives no changes, "pull" sends none. Without `live` it is finished when
-        both sides have what was there. A remote's frame of more than `max_frame` bytes is an
-        error. `wake` is called when there is something to send again: from any thread and in the
-        middle of a write, so it must not use the log, only tell your thread or loop.
+        both sides have what was there. `wake` is called when there is something to send again: from
+        any thread and in the middle of a write, so it must not use the log, only tell your thread
+        or loop.
         """
         return ReplicationStream(
-            self._store, mode=mode, live=live, verify=self._verify, max_frame=max_frame, wake=wake
+            self._store, mode=mode, live=live, verify=self._verify, wake=wake
         )
 
     async def replicate(
@@ -226,21 +223,27 @@ class Scuttleup:
         *,
         mode: str = "sync",
         live: bool = True,
-        max_frame: int = MAX_FRAME,
     ) -> Replicated:
         """Replicate with the peer at the other end, until it leaves or, not `live`, all is done.
 
-        Closes `writer` and returns how many changes were sent and received; raises ProtocolError
-        when the remote is in error or the connection breaks. For the other arguments see
-        `create_replication_stream`.
+        Closes `writer` and returns how many changes were sent and received, and which logs were
+        left out because something was wrong with them. For the other arguments see
+        `create_replication_stream`. The two may be of any transport of asyncio: TCP, TLS, Unix
+        sockets, or pipes, such as `process.stdout` and `process.stdin` of a subprocess.
+
+        Raises ProtocolError when the remote is in error, so that it is of little use to come back:
+        what it sent cannot be read, it has our own id, it sent changes though the modes forbid
+        that, `verify` said no to one, or half a frame did not grow for 60 seconds. Raises
+        ConnectionLost when it is worth coming back: the connection broke, or ended before the
+        remote's handshake or in the middle of a frame, or for 60 seconds the remote said nothing at
+        the beginning, or took nothing of what we sent. Raises DatabaseError when our own database
+        is in trouble. What came before an error is stored.
 
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
         """
         from .connection import replicate  # only here: asyncio takes longer to load than all else
 
-        make_stream = partial(
-            self.create_replication_stream, mode=mode, live=live, max_frame=max_frame
-        )
+        make_stream = partial(self.create_replication_stream, mode=mode, live=live)
         return await replicate(make_stream, reader, writer)
 
     def close(self) -> None:

@@ -148,7 +148,7 @@ class Peer:
 
     async def _exchange(self, name: str, reader: StreamReader, writer: StreamWriter) -> None:
         try:
-            sent, _ = await self._logs.replicate(
+            sent, _, _ = await self._logs.replicate(
                 reader, writer, mode=self._mode, live=not self._once
             )
         except ScuttleupError as error:

@@ -1,36 +1,114 @@
 """The replication protocol without any I/O: bytes in, bytes out, as h11 does it for HTTP.
 
-Each side sends its handshake at once: who it is and the last number of every log that it has.
-When it has the other's, it sends every change that the other lacks, log by log, and then, live,
-whatever is stored later from anywhere but this connection.
+Theory of operation
+-------------------
+
+Each side sends its handshake at once: who it is, the last number of every log that it has (its
+head, a digest a log), and its mode. When it has the other's, it sends every change that the other
+lacks, log by log, and then, if it is live, whatever is stored later from anywhere but this
+connection. The two directions do not depend on each other: nothing is asked for, and nothing is
+acknowledged.
+
+                      the remote's                  nothing is left to send or
+                      handshake came                to wait for, and not live
+       GREETING -------------------> EXCHANGING -----------------------------> FINISHED
+           |                          |      |                                     ^
+           |                          |      +--- the log was closed, or `close` --+
+           |                          |                                            |
+           +--------------------------+--- wrong bytes, too slow, an end too early |--> FAILED
+           +----------------------- the log was closed, or `close` ----------------+
+
+What each side has sent: its handshake and then changes. In GREETING we send the handshake. In
+EXCHANGING we send changes if the modes let us: a side in mode "pull" sends none, and a side in
+mode "push" gets none.
+
+What we know of the remote is `since`, the last number of each log that it has: it begins with the
+remote's digests, and grows with what the remote sends and with what we send. The follower, which
+finds out what we have to send, leaves out what `since` has. So no change goes back to where it came
+from, as `since` is raised before the store, which tells the followers, gets the change.
+
+What we wait for: a stream that is not live waits for what the remote promised, which is every
+number of its digests above our heads. A promise is over when our head has reached it, when the
+remote ends, when its log is left out (below), or when it makes no progress for PROMISED seconds,
+since the remote may have deleted what it promised, or when somebody else brought it. A live stream
+waits for nothing in particular.
+
+What ends it: a stream that is not live is finished when it waits for nothing and has sent what the
+remote lacked at the handshake. When the remote ends a live stream stops to be live, unless the
+remote can send us no changes anyway: then its end says nothing, as the original ends its side at
+once then and goes on listening.
+
+What is wrong with one log harms that log alone. If an entry of it is too large, has the number 0,
+or would make a leap in our own log, then that log is left out on this connection with everything
+that follows in it, since what follows would leave a gap here for good. `_left_out` remembers it. A
+log that is not here yet, and that cannot be, is left out as well: its id is not valid, or too many
+logs are here. That need not be remembered, because it is found again with each change. All else on
+the connection goes on: a relay that holds one bad log sends it at every meeting, so if a bad log
+were an error, a stranger could cut off the relay from all its peers for good.
+
+A ProtocolError is for what cannot be read, for a remote with our own id, for a change that the
+modes forbid, for what `verify` says no to, and for half a frame that does not grow.
+
+What a remote can make us keep: a number for each log of its handshake that we have or have room
+for, and at the most MAX_LEFT_OUT logs that are left out beside those that we have; see `Decoder`
+for what is kept of its messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
+from . import limits
 from .changes import Change, Run, expand
-from .errors import ProtocolError
-from .keys import check_peer, check_seq
-from .messages import (
-    MODES,
-    Decoder,
-    Handshake,
-    decode_handshake,
-    encode_changes,
-    encode_handshake,
+from .errors import ConnectionLost, ProtocolError
+from .follower import Follower
+from .keys import check_peer, log_bytes
+from .limits import (
+    MAX_ENTRY,
+    MAX_FRAME,
+    MAX_HANDSHAKE,
+    MAX_LEFT_OUT,
+    MAX_NAMED,
+    MAX_SHOWN,
+    PROGRESS_BYTES,
+    TURN_BYTES,
+    TURN_RUNS,
 )
+from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 from .store import Store
 
-SEND_BYTES = 64 * 1024
+log = logging.getLogger("scuttleup")
 
 
 class Replicated(NamedTuple):
-    """How many changes a replication handed to the connection, and how many new ones it stored."""
+    """What a replication came to.
+
+    `sent` is how many changes it handed to the connection, `received` how many new ones it stored.
+    `refused` tells which logs were left out, and why, for instance {"far": "entry 5 has more than
+    16776947 bytes"}. It names MAX_NAMED of them at the most. An id is shown there as it can be
+    printed: control characters are escaped, and what is longer than MAX_SHOWN is cut off.
+    """
 
     sent: int
     received: int
+    refused: dict[str, str]
+
+
+class Standstill:
+    """Tells how long something has stood still."""
+
+    def __init__(self) -> None:
+        self._mark: object = None  # what it was like when it last changed
+        self._since = 0.0  # when that was
+
+    def seconds(self, mark: object, now: float) -> float:
+        """How many seconds before `now` `mark` became what it is."""
+        if mark != self._mark:
+            self._mark, self._since = mark, now
+        return now - self._since
 
 
 class ReplicationStream:
@@ -38,8 +116,9 @@ class ReplicationStream:
 
     Whoever has the connection passes on what comes in with `receive_data`, and what
     `data_to_send` returns. There may be more of that after each call of `receive_data`, and
-    whenever `wake` is called, from any thread. It is over when `finished` says so, or after an
-    error; then call `close`.
+    whenever `wake` is called, from any thread. Call `tick` every second or so, too, as long as
+    time limits are wanted. It is over when `finished` says so, or after an error; then call
+    `close`.
 
     >>> stream.receive_data(sock.recv(65536))
     >>> while data := stream.data_to_send():
@@ -53,48 +132,86 @@ class ReplicationStream:
         mode: str,
         live: bool,
         verify: Callable[[Change], bool] | None,
-        max_frame: int,
         wake: Callable[[], None],
     ) -> None:
-        if not isinstance(max_frame, int) or max_frame < 1:
-            raise ValueError(f"max_frame is a number of bytes, not {max_frame!r}")
         if mode not in MODES:
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         self._store = store
         self._mode = mode
-        self._live = live
+        self._live = live  # whether we go on when all is exchanged; no more after the remote's end
         self._verify = verify
         self._wake = wake
+        self._failed = False  # whether there was an error: nothing more is taken then
+        self._decoder = Decoder(store.max_entry)
+        # What the remote said of itself; None in the state GREETING.
         self._remote: Handshake | None = None
         # By the two modes, once both are known: whether we send changes, and whether the remote.
         self._sends = self._receives = False
-        self._since: dict[str, int] = {}  # what the remote has, as far as we know
-        # The follower is what we have to send. The sentinel tells whether the log was closed; it is
-        # one of its own until there is a live follower.
-        self._follower = self._sentinel = store.follow({}, snapshot=False, live=True, wake=wake)
-        # What the remote has above our heads, (peer, seq), and so is going to send.
-        self._promised: list[tuple[str, int]] = []
-        self._decoder = Decoder(max_frame)
-        self._failed = False
+
+        # What the remote has of each log, as far as we know. It is the follower's, too.
+        self._since: dict[str, int] = {}
+        # What our handshake has left for logs that the remote has and we have not. It limits how
+        # many of its digests are kept.
+        self._room = store.room
+        # What the remote has above our heads, and so is going to send; only if not live.
+        self._promised: dict[str, int] = {}
+        # The last number of each log of its handshake that it sent; only if not live.
+        self._came: dict[str, int] = {}
+        # Goes up when the remote sends more of what it has promised.
+        self._progress = 0
+        # How many bytes have come since then.
+        self._since_progress = 0
+        # For how long there was no progress of that, and for how long half a frame did not grow.
+        self._promise_stands, self._frame_stands = Standstill(), Standstill()
+
+        # The logs of which nothing more is taken from the remote, as an entry of theirs is missing.
+        self._left_out: set[str] = set()
+        # The logs of ours that are not sent any further, as their next entry is too large.
+        self._unsendable: set[str] = set()
+        # The logs of both kinds as they are shown, and why; and how often another one was met.
+        self._refused: dict[str, str] = {}
+        self._unnamed = 0
+
+        # What we have to send, once the remote's handshake is there.
+        self._follower: Follower | None = None
+        # It tells whether the log was closed. It is one of its own until there is a live follower.
+        # What it has had is of no interest, and would be a copy of all heads.
+        had: dict[str, int] = {}
+        self._sentinel: Follower | None = store.follow(had, snapshot=False, live=True, wake=wake)
+        had.clear()
+        # What remains to be sent of our handshake, and of what was taken from the follower.
+        self._greeting: Iterator[bytes] | None = self._greet()
+        self._outgoing: bytes | memoryview = b""
         self._sent = self._received = 0
-        # Goes up with every run that was promised and, as a large entry comes, every 64 KiB of it.
-        self.progress = 0
-        self._handshake = encode_handshake(store.id, store.heads.copy(), mode)
+
+    def _greet(self) -> Iterator[bytes]:
+        """Our handshake, in pieces; without the logs that do not fit into it."""
+        heads = self._store.heads.copy()
+        count = len(heads)
+        # The original's databases may hold any number of logs.
+        while (size := digests_size(heads)) > MAX_HANDSHAKE - 512:
+            heads = dict(islice(heads.items(), len(heads) * (MAX_HANDSHAKE - 1024) // size))
+        if len(heads) < count:
+            log.warning(
+                "%d of %d logs do not fit into our handshake: remotes will send them again",
+                *(count - len(heads), count),
+            )
+        return handshake_pieces(self._store.id, heads, self._mode)
 
     @property
     def remote_id(self) -> str | None:
-        """The id of the remote, once it has said it."""
+        """The id of the remote, once it has said it. It may be one that no log can have."""
         return self._remote.id if self._remote else None
 
     @property
     def replicated(self) -> Replicated:
-        """What was sent and received by now."""
-        return Replicated(self._sent, self._received)
+        """What was sent, received and left out by now."""
+        return Replicated(self._sent, self._received, self._refused.copy())
 
     @property
     def closed(self) -> bool:
         """Whether the log was closed, or this."""
-        return self._sentinel.closed
+        return self._sentinel is None or self._sentinel.closed
 
     @property
     def finished(self) -> bool:
@@ -104,129 +221,288 @@ class ReplicationStream:
         """
         if self.closed:
             return True
-        if self._remote is None or self._live:
+        if self._remote is None or self._live or self._greeting or self._outgoing:
             return False
-        return not self.waiting and not (self._sends and not self._follower.idle)
+        return not self.waiting and (self._follower is None or self._follower.idle)
 
     @property
     def waiting(self) -> bool:
         """Whether a stream that is not live still expects something that the remote promised."""
-        heads = self._store.heads
-        while self._promised and heads.get(self._promised[-1][0], 0) >= self._promised[-1][1]:
-            self._promised.pop()
-        return bool(self._promised) and not self._live
-
-    def stop_waiting(self) -> None:
-        """Do without what the remote promised: it was deleted there, or the remote is stuck."""
-        self._promised = []
+        heads, promised = self._store.heads, self._promised
+        while promised and heads.get(peer := next(reversed(promised)), 0) >= promised[peer]:
+            del promised[peer]
+        return bool(promised) and not self._live
 
     def close(self) -> None:
-        """Give up the place in the store. What `data_to_send` had is gone."""
-        self._sentinel.close()
-        self._follower.close()
+        """Give up the place in the store, and all that is remembered of the remote.
+
+        What `data_to_send` had is gone. `replicated` stays.
+        """
+        if self._unnamed:
+            log.warning("further logs were left out of that connection %d times", self._unnamed)
+        for follower in (self._sentinel, self._follower):
+            if follower:
+                follower.close()
+        # The caller may still hold this, or an exception whose traceback does.
+        self._sentinel = self._follower = None
+        self._decoder = Decoder()
+        self._greeting, self._outgoing = None, b""
+        self._since, self._promised, self._came = {}, {}, {}
+        self._left_out, self._unsendable, self._unnamed = set(), set(), 0
+        self._wake = _nobody
+
+    # --- Sending ---
 
     def data_to_send(self) -> bytes:
-        """The next 64 KiB or so for the remote; b"" when there is nothing now."""
+        """The next bytes for the remote, TURN_BYTES at the most; b"" when there are none now."""
         if self.closed:
             return b""
-        if self._handshake:
-            data, self._handshake = self._handshake, b""
+        if len(self._outgoing) >= TURN_BYTES:  # of a large entry
+            data, self._outgoing = bytes(self._outgoing[:TURN_BYTES]), self._outgoing[TURN_BYTES:]
             return data
-        frames: list[bytes] = []
-        size = 0
-        while self._sends and size < SEND_BYTES and (run := self._follower.read()):
-            frames.append(encode_changes(*run))
-            size += len(frames[-1])
-            self._sent += len(run.entries)
-        return b"".join(frames)
+        pieces: list[bytes | memoryview] = [self._outgoing]
+        size = len(self._outgoing)
+        for _ in range(TURN_RUNS):
+            if size >= TURN_BYTES:
+                break
+            if not (piece := self._next_piece()):
+                break
+            pieces.append(piece)
+            size += len(piece)
+        data = b"".join(pieces)
+        self._outgoing = memoryview(data)[TURN_BYTES:] if size > TURN_BYTES else b""
+        return data[:TURN_BYTES]
+
+    def _next_piece(self) -> bytes:
+        """A piece of our handshake or the frames of a run; b"" when there are none now."""
+        if self._greeting:
+            if piece := next(self._greeting, b""):
+                return piece
+            self._greeting = None
+        run = self._follower.read() if self._follower else None
+        if run is None:
+            return b""
+        frames = encode_changes(*run)
+        if self._unsendable or len(frames) > MAX_ENTRY:
+            run = self._sendable(run)
+            frames = encode_changes(*run) or b"\0"  # a frame that says nothing: there may be more
+        self._sent += len(run.entries)
+        return frames
+
+    def _sendable(self, run: Run) -> Run:
+        """What of a run can be sent: all that comes before an entry that no remote takes."""
+        peer, first, entries = run
+        if peer in self._unsendable:
+            return Run(peer, first, [])
+        for place, entry in enumerate(entries):
+            if len(entry) > MAX_ENTRY:
+                self._unsendable.add(peer)
+                self._name(peer, f"entry {first + place} has more than {MAX_ENTRY} bytes: not sent")
+                return Run(peer, first, entries[:place])
+        return run
+
+    # --- Receiving ---
 
     def receive_data(self, data: bytes) -> None:
         """Take what the remote sent, b"" for its end, and store what is in it.
 
-        Raises ProtocolError when the remote is in error; what came before that is stored. Raises
-        `plyvel.Error` when the disk is.
+        All of it is taken at once. To keep an event loop responsive, hand over TURN_BYTES at the
+        most.
+
+        Raises ProtocolError when the remote is in error, ConnectionLost when it ended before its
+        handshake or in the middle of a frame, DatabaseError when the database is in trouble. What
+        came before that is stored. After an error nothing more is taken.
         """
         if self._failed:
             raise ProtocolError("this replication ended with an error")
         self._failed = True  # until all went well
         try:
             if not data:
-                self._receive_eof()
+                self._receive_end()
             self._decoder.feed(data)
-            if self._remote is None and (message := self._decoder.message()):
-                self._receive_handshake(decode_handshake(message))
+            self._since_progress += len(data)
+            if self._remote is None:
+                for peer, seq in self._decoder.digests():
+                    self._receive_digest(peer, seq)
+                if self._decoder.handshake:
+                    self._receive_handshake(self._decoder.handshake)
             if self._remote is not None:
-                self._receive_changes(self._remote)
-            self.progress += self._decoder.pending >> 16
+                self._receive_changes()
         except ValueError as error:
             # Short, for a remote chooses some of it, and it goes to somebody's log.
             raise ProtocolError(f"{error!s:.300}") from error
         self._failed = False
 
+    def _receive_digest(self, peer: str, seq: int) -> None:
+        head = self._store.heads.get(peer, 0)
+        if not head and peer != self._store.id and peer not in self._since:
+            if reason := self._objection(peer, self._room):
+                self._name(peer, reason)
+                return
+            self._room -= log_bytes(peer)
+        if not seq:  # it promises nothing
+            return
+        self._since[peer] = seq
+        if seq > head and not self._live:
+            self._promised[peer] = seq
+
     def _receive_handshake(self, remote: Handshake) -> None:
-        check_peer(remote.id)
-        for peer, seq in remote.head.items():
-            check_peer(peer)
-            check_seq(seq)
         if remote.id == self._store.id:
             raise ValueError(f"the remote has our own id, {remote.id!r}: one of us is a copy")
         self._remote = remote
         self._sends = self._mode != "pull" and remote.mode != "push"
         self._receives = self._mode != "push" and remote.mode != "pull"
-        if self._receives:
-            self._promised = [
-                (peer, seq)
-                for peer, seq in remote.head.items()
-                if seq > self._store.heads.get(peer, 0)
-            ]
+        if not self._receives:
+            self._promised = {}
         if self._sends:
-            self._since.update(remote.head)
             self._follower = self._store.follow(
                 self._since, snapshot=True, live=self._live, wake=self._wake
             )
             if self._live:
                 self._sentinel = self._follower
 
-    def _receive_changes(self, remote: Handshake) -> None:
-        own_id = self._store.id
-        own_head = self._store.heads.get(own_id, 0)
+    def _receive_changes(self) -> None:
+        # Flat, as a hostile remote may send a log for each change: some 5,000 in a turn.
+        store, since = self._store, self._since
+        own, heads, room = store.id, store.heads, store.room
+        new: dict[str, int] = {}  # the heads that are in `runs`
         runs: list[Run] = []
         try:
             for peer, first, entries in self._decoder.changes():
-                check_peer(peer)
-                check_seq(first)
                 if not self._receives:
                     raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
+                if peer in self._left_out:
+                    continue
+                head = new[peer] if peer in new else heads.get(peer, 0)
+                if not head and peer != own:
+                    if reason := self._objection(peer, room):
+                        self._name(peer, reason)
+                        continue
+                    room -= log_bytes(peer)
                 last = first + len(entries) - 1
-                if peer == own_id:
-                    if first > own_head + 1:
-                        raise ValueError(f"a leap in our own log from {own_head} to {first}")
-                    own_head = max(own_head, last)
-                if self._verify:
-                    runs.append(Run(peer, first, accepted := []))
-                    for change in expand(peer, first, entries):
-                        _ask(self._verify, change)
-                        accepted.append(change.entry)
+                if not first:
+                    self._refuse(peer, "an entry with the number 0")
+                elif not entries:
+                    self._refuse(peer, f"entry {first} has more than {store.max_entry} bytes")
+                elif peer == own and first > head + 1:
+                    self._refuse(peer, f"a leap in our own log from {head} to {first}")
                 else:
-                    runs.append(Run(peer, first, entries))
-                if first <= remote.head.get(peer, 0):
-                    self.progress += 1
-                # Before the store tells our follower of it, which is not to send it back.
-                self._since[peer] = max(self._since.get(peer, 0), last)
+                    if self._verify:
+                        runs.append(Run(peer, first, accepted := []))
+                        for change in expand(peer, first, entries):
+                            _ask(self._verify, change)
+                            accepted.append(change.entry)
+                    else:
+                        runs.append(Run(peer, first, entries))
+                    new[peer] = max(head, last)
+                    if not self._live:
+                        self._note_progress(peer, first, last)
+                    # Before the store tells our follower of it, which is not to send it back.
+                    since[peer] = max(since.get(peer, 0), last)
         finally:
             # What one read brought, in one batch.
-            self._received += self._store.write(runs) if runs else 0
+            self._received += store.write(runs) if runs else 0
 
-    def _receive_eof(self) -> None:
+    def _note_progress(self, peer: str, first: int, last: int) -> None:
+        """Note if these are changes that the remote promised, and sends for the first time.
+
+        Known ones count, too, because others may have brought them.
+        """
+        if first <= self._since.get(peer, 0) and last > self._came.get(peer, 0):
+            self._came[peer] = last
+            self._progress += 1
+            self._since_progress = 0
+
+    def _receive_end(self) -> None:
         if self._decoder.pending:
-            raise ProtocolError("the connection ended in the middle of a frame")
+            raise ConnectionLost("the connection ended in the middle of a frame")
         if self._remote is None:
-            raise ProtocolError("the connection ended before the handshake")
-        self._promised = []
+            raise ConnectionLost("the connection ended before the handshake")
+        self._promised = {}
         # A remote that never sends changes may end its side at once and go on listening: the
         # original does. Any other is about to leave; what it lacks is still sent.
         if self._receives or not self._sends:
             self._live = False
+
+    # --- Leaving logs out ---
+
+    def _refuse(self, peer: str, reason: str) -> None:
+        """Leave out the log of `peer`, with all that follows in it on this connection.
+
+        `since` is not raised for it either. So the remote gets from us what it has not, and we get
+        what is missing here from another remote.
+        """
+        self._left_out.add(peer)
+        self._promised.pop(peer, None)
+        self._name(peer, reason)
+
+    def _objection(self, peer: str, room: int) -> str | None:
+        """Why a log that is not here cannot be taken, if there is a reason.
+
+        `room` is what our handshake has left for such logs.
+        """
+        try:
+            check_peer(peer)
+        except ValueError as error:
+            return f"{error!s:.200}"
+        if log_bytes(peer) > room:
+            return "too many logs are here to take one more"
+        if len(self._left_out) >= MAX_LEFT_OUT:
+            return f"{len(self._left_out)} logs were left out before"
+        return None
+
+    def _name(self, peer: str, reason: str) -> None:
+        """Tell once that the log of `peer` is left out, and why."""
+        shown = _show(peer)
+        if shown in self._refused:
+            return
+        if len(self._refused) == MAX_NAMED:
+            self._unnamed += 1
+            return
+        self._refused[shown] = reason
+        log.warning("the log '%s' is left out of a connection: %s", shown, reason)
+
+    # --- Time ---
+
+    def tick(self, now: float, *, unsent: bool = False) -> float:
+        """Keep the time limits; return after how many seconds to call this again.
+
+        `now` is the time in seconds, by any clock that does not go back; time counts from the first
+        call. `unsent` is whether bytes that `data_to_send` returned have not been taken yet.
+
+        Half a frame, and half a handshake, has to grow by PROGRESS_BYTES within ALIVE seconds or
+        be complete; else this raises ProtocolError. If no handshake begins within ALIVE seconds it
+        raises ConnectionLost.
+
+        A stream that is not live gives up what it was promised when for PROMISED seconds none of it
+        came: look at `finished` after this. What counts are promised changes that the remote had
+        not sent before and, since a large one takes its time, each further PROGRESS_BYTES of
+        anything, up to the size of one frame. Nothing counts while something is `unsent`: a remote
+        may well be busy with that.
+        """
+        if self.closed:
+            return limits.ALIVE
+        frame = self._decoder.ended, self._decoder.pending // PROGRESS_BYTES
+        half = self._remote is None or self._decoder.pending > 0
+        if self._frame_stands.seconds(frame if half else now, now) > limits.ALIVE:
+            self._failed = True
+            if self._decoder.pending:
+                raise ProtocolError(f"half a frame did not grow for {limits.ALIVE} seconds")
+            raise ConnectionLost(f"no handshake within {limits.ALIVE} seconds")
+        waiting = self.waiting and not unsent
+        coming = self._progress, min(self._since_progress, MAX_FRAME) // PROGRESS_BYTES
+        if self._promise_stands.seconds(coming if waiting else now, now) > limits.PROMISED:
+            self._promised = {}
+        return (limits.ALIVE if self._live else limits.PROMISED) / 5
+
+
+def _nobody() -> None:
+    """Wake nobody."""
+
+
+def _show(peer: str) -> str:
+    """A peer id that a remote chose, short and without control characters."""
+    return repr(peer[:MAX_SHOWN])[1:-1] + "…" * (len(peer) > MAX_SHOWN)
 
 
 def _ask(verify: Callable[[Change], bool], change: Change) -> None:

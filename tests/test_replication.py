@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import ssl
 import subprocess
 import sys
@@ -21,15 +20,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scuttleup import Change, ProtocolError, ReplicationStream, Scuttleup
+from scuttleup import (
+    Change,
+    ConnectionLost,
+    DatabaseError,
+    ProtocolError,
+    ReplicationStream,
+    Scuttleup,
+)
 from scuttleup.changes import expand
 from scuttleup.keys import log_prefix, pack_seq
+from scuttleup.limits import MAX_SKIPPED, TURN_BYTES
 from scuttleup.messages import encode_changes, encode_handshake
 
 MAX = 2**32 - 1
-LIMIT = 16 * 1024 * 1024  # of a frame
 MODES = ["sync", "push", "pull"]
-AT_ONCE = [LIMIT]
+AT_ONCE = [1 << 30]
 BYTE_BY_BYTE = [1]
 
 
@@ -110,6 +116,12 @@ def replicate(a: Peer, b: Peer, **options: Any) -> None:
         stream.close()
 
 
+def give_up(stream: ReplicationStream) -> None:
+    """Let so much time pass that nothing more is waited for."""
+    for now in (0.0, 1.0, 6.1):
+        stream.tick(now)
+
+
 def assert_sound(peer: Peer) -> None:
     """The heads are those of the database, and our own log has no gap."""
     reopened = Scuttleup(peer.db)
@@ -188,7 +200,7 @@ def test_each_gets_what_it_lacks_and_nothing_else(
         assert_sound(peers[here])
 
         assert stream.remote_id == peers[there].logs.id
-        assert stream.replicated == (len(news[there]), len(news[here]))
+        assert stream.replicated == (len(news[there]), len(news[here]), {})
         promised = sends(modes[there], modes[here]) and any(
             seq > peers[here].logs.head.get(peer, 0) for peer, seq in head[there].items()
         )
@@ -216,6 +228,7 @@ def test_two_that_have_the_same_exchange_handshakes_alone(new_peer: NewPeer) -> 
     stream, remote = streams(a, b, live=False)
     assert carry(stream, remote) == len(encode_handshake("a", {"a": 2, "b": 1}, "sync"))
     assert carry(remote, stream) == len(encode_handshake("b", {"a": 2, "b": 1}, "sync"))
+    assert carry(stream, remote) == 0
     assert stream.finished
     assert remote.finished
 
@@ -239,10 +252,9 @@ def test_data_to_send_comes_in_portions(new_peer: NewPeer) -> None:
     us, them = new_peer("us", *[bytes(1000)] * 1000), new_peer("them")
     stream, remote = streams(us, them)
     carry(remote, stream)
-    stream.data_to_send()
     portions = [len(data) for data in iter(stream.data_to_send, b"")]
     assert sum(portions) > 1_000_000
-    assert max(portions) < 128 * 1024
+    assert max(portions) == TURN_BYTES
 
 
 def test_a_restored_backup_gets_its_tail_back(new_peer: NewPeer) -> None:
@@ -306,7 +318,7 @@ def test_what_comes_from_one_remote_goes_to_the_others_and_not_back(new_peer: Ne
     carry(from_them, to_them)
     assert to_third.data_to_send() == encode_changes("them", 2, [b"new"])
     assert to_them.data_to_send() == b""
-    assert to_them.replicated == (0, 2)
+    assert to_them.replicated == (0, 2, {})
 
 
 def test_a_live_stream_passes_nothing_on_that_the_remote_has_sent_since(new_peer: NewPeer) -> None:
@@ -393,7 +405,7 @@ def test_a_remote_that_deleted_what_it_promises_is_waited_for_until_told_otherwi
     pump((stream, remote))
     assert stream.waiting == (mode != "push")
     assert stream.finished == (mode == "push")
-    stream.stop_waiting()
+    give_up(stream)
     assert stream.finished
     assert us.logs.head == ({} if mode == "push" else {"them": 2})
 
@@ -408,9 +420,10 @@ def test_what_was_promised_may_come_from_elsewhere(new_peer: NewPeer) -> None:
 
 
 def test_what_was_promised_does_not_come_after_the_end(new_peer: NewPeer) -> None:
-    us, them = new_peer("us"), new_peer("them", b"1")
-    stream, remote = streams(us, them, live=False)
-    stream.receive_data(remote.data_to_send())
+    stream = new_peer("us").logs.create_replication_stream(live=False)
+    stream.receive_data(encode_handshake("them", {"them": 1}, "sync"))
+    assert stream.data_to_send()
+    assert stream.data_to_send() == b""
     assert not stream.finished
     stream.receive_data(b"")
     assert stream.finished
@@ -502,40 +515,30 @@ HTTP = (
     b"GET / HTTP/1.1\r\nHost: localhost:2014\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n"
     b"Accept-Language: en\r\n\r\n"
 )
-BAD_IDS = [
-    (b"", "a peer id is one or more characters below U\\+00FF, not ''"),
-    (b"a\xff", "can't decode byte 0xff"),
-    (b"\xc3", "unexpected end of data"),
-    ("aÿ".encode(), "below U\\+00FF, not 'aÿ'"),
-    ("😀".encode(), "below U\\+00FF, not '😀'"),
-]
+UNREADABLE_IDS = [(b"a\xff", "can't decode byte 0xff"), (b"\xc3", "unexpected end of data")]
 
 # What it is, what is sent, how the error begins or what it has in it.
 BAD: list[tuple[str, bytes, str]] = [
     ("HTTP", HTTP, "a field"),
-    ("a TLS client hello", client_hello(), "a field with the number 0"),
+    ("a TLS client hello", client_hello(), "a field of wire type 3"),
     ("a change first", TRAFFIC[1], "a change where the handshake has to be"),
     ("a handshake without an id", frame(b"\x18\x01"), "a handshake without an id"),
     ("a handshake twice", HELLO * 2, "a change without peer, seq or entry"),
     ("our own id", encode_handshake("us", {}, "sync"), "the remote has our own id, 'us'"),
     ("a digest without seq", frame(b"\x0a\x01f\x12" + frame(string(1, b"f"))), "a digest without"),
-    ("a digest of 0", handshake(b"far", b"far", 0), f"1 to {MAX}, not 0"),
     ("a digest of 2**32", handshake(b"far", b"far", MAX + 1), f"{MAX + 1} where {MAX} is the most"),
-    ("a change 0", HELLO + change(b"far", 0), f"1 to {MAX}, not 0"),
     ("a change 2**32", HELLO + change(b"far", MAX + 1), f"{MAX + 1} where {MAX} is the most"),
     ("a change 2**64-1", HELLO + change(b"far", 2**64 - 1), f"where {MAX} is the most"),
-    ("a leap in our log", HELLO + change(b"us", 4), "a leap in our own log from 2 to 4"),
-    ("a leap of 2**31", HELLO + change(b"us", 2**31), f"own log from 2 to {2**31}"),
     ("a change without an entry", HELLO + frame(b"\x0a\x01f\x10\x01"), "a change without peer"),
     ("a field cut off", HELLO + frame(b"\x0a\x7ff"), "in the middle of a field"),
     ("a varint without an end", HELLO + frame(b"\x10" + b"\xff" * 20), "a varint without an end"),
-    ("a long handshake", varint(LIMIT + 1), f"a frame of more than {LIMIT} bytes"),
-    ("a long change", HELLO + varint(LIMIT + 1), f"a frame of more than {LIMIT} bytes"),
+    ("a long handshake", varint(MAX_SKIPPED + 1), f"a frame of more than {MAX_SKIPPED} bytes"),
+    ("a long change", HELLO + varint(MAX_SKIPPED + 1), f"a frame of more than {MAX_SKIPPED} bytes"),
     ("a handshake without an end", b"\xff" * 300, "a frame of more than"),
     ("a change without an end", HELLO + b"\xff" * 300, "a frame of more than"),
     ("a change of length 0, without an end", HELLO + b"\x80" * 300, "a frame of more than"),
 ]
-for id, error in BAD_IDS:
+for id, error in UNREADABLE_IDS:
     BAD += [
         (f"a remote called {id!r}", handshake(id, b"far", 1), error),
         (f"a digest of {id!r}", handshake(b"far", id, 1), error),
@@ -621,7 +624,7 @@ def test_what_we_have_already_is_skipped(us: Peer) -> None:
 def test_a_handshake_that_is_cut_off_is_an_error_at_the_end(us: Peer, keep: int) -> None:
     stream = us.logs.create_replication_stream()
     stream.receive_data(HELLO[:keep])
-    with pytest.raises(ProtocolError, match="the connection ended in the middle of a frame"):
+    with pytest.raises(ConnectionLost, match="the connection ended in the middle of a frame"):
         stream.receive_data(b"")
 
 
@@ -630,7 +633,7 @@ def test_a_change_that_is_cut_off_is_an_error_at_the_end(us: Peer) -> None:
     for keep in range(1, len(last)):
         stream = us.logs.create_replication_stream()
         stream.receive_data(b"".join(TRAFFIC[:-1]) + last[:keep])
-        with pytest.raises(ProtocolError, match="the connection ended in the middle of a frame"):
+        with pytest.raises(ConnectionLost, match="the connection ended in the middle of a frame"):
             stream.receive_data(b"")
     assert us.logs.head == {"us": 4, "near": 2, "far": 2}
 
@@ -640,7 +643,7 @@ def test_an_end_before_the_handshake_is_an_error(us: Peer, nothing: bytes) -> No
     stream = us.logs.create_replication_stream()
     if nothing:
         stream.receive_data(nothing)
-    with pytest.raises(ProtocolError, match="the connection ended before the handshake"):
+    with pytest.raises(ConnectionLost, match="the connection ended before the handshake"):
         stream.receive_data(b"")
 
 
@@ -716,26 +719,6 @@ def traced() -> Iterator[None]:
 
 # A bytearray that grows keeps an eighth in reserve.
 RESERVE = 9 / 8
-
-
-@pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
-@pytest.mark.parametrize(
-    ("limit", "size"), [(16 * 1024, 1), (LIMIT, 1000), (LIMIT, 64 * 1024), (LIMIT, 1024 * 1024)]
-)
-def test_a_frame_that_does_not_end_takes_no_more_than_the_limit(
-    us: Peer, greeting: bytes, limit: int, size: int, traced: None
-) -> None:
-    stream = us.logs.create_replication_stream(max_frame=limit)
-    piece = bytes(size)
-    if greeting:
-        stream.receive_data(greeting)
-    tracemalloc.reset_peak()
-    before, _ = tracemalloc.get_traced_memory()
-    stream.receive_data(varint(limit))
-    for _ in range(limit // size - 1):
-        stream.receive_data(piece)
-    _, peak = tracemalloc.get_traced_memory()
-    assert peak - before < RESERVE * limit + 2 * size + 10_000
 
 
 @pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
@@ -848,7 +831,7 @@ def test_a_disk_error_leaves_everything_as_it_was(us: Peer) -> None:
     before, head = us.contents, logs.head
     stream.receive_data(HELLO)
     disk.full = True
-    with pytest.raises(plyvel.Error, match="No space left"):
+    with pytest.raises(DatabaseError, match="No space left"):
         stream.receive_data(b"".join(TRAFFIC[1:]))
     assert us.contents == before
     assert logs.head == head
@@ -867,7 +850,7 @@ def test_after_a_disk_error_a_stream_does_not_leave_a_gap(us: Peer) -> None:
     stream = logs.create_replication_stream()
     stream.receive_data(HELLO)
     disk.full = True
-    with pytest.raises(plyvel.Error):
+    with pytest.raises(DatabaseError):
         stream.receive_data(TRAFFIC[1])
     disk.full = False
     with pytest.raises(ProtocolError):
@@ -951,28 +934,6 @@ def test_what_the_remote_sends_while_we_send_the_same_log_is_not_sent_back(
         assert ours.replicated.sent <= 5000
 
 
-def test_a_leap_in_our_own_empty_log_takes_nothing_back_of_what_came_before(
-    new_peer: NewPeer,
-) -> None:
-    us = new_peer("us")
-    stream = us.logs.create_replication_stream()
-    with pytest.raises(ProtocolError, match="a leap in our own log from 0 to 2"):
-        stream.receive_data(HELLO + change(b"far", 1) + change(b"us", 2))
-    assert us.logs.head == {"far": 1}
-
-
-def test_a_limit_of_one_byte_is_one(us: Peer) -> None:
-    stream = us.logs.create_replication_stream(max_frame=1)
-    with pytest.raises(ProtocolError, match="a frame of more than 1 bytes"):
-        stream.receive_data(b"\x02")
-
-
-@pytest.mark.parametrize("max_frame", [0, -1, "x", None])
-def test_a_wrong_limit_is_named(us: Peer, max_frame: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(repr(max_frame))):
-        us.logs.create_replication_stream(max_frame=max_frame)
-
-
 def test_a_wake_that_raises_does_not_make_an_append_look_as_if_it_failed(us: Peer) -> None:
     def wake() -> None:
         raise RuntimeError("Event loop is closed")
@@ -981,10 +942,3 @@ def test_a_wake_that_raises_does_not_make_an_append_look_as_if_it_failed(us: Pee
     head = us.logs.head.get(us.logs.id, 0)
     assert us.logs.append(b"x").seq == head + 1
     stream.close()
-
-
-def test_an_error_that_quotes_a_remote_is_short(us: Peer) -> None:
-    stream = us.logs.create_replication_stream()
-    with pytest.raises(ProtocolError) as caught:
-        stream.receive_data(encode_handshake("\xff" * 100_000, {}, "sync"))
-    assert len(str(caught.value)) < 400
