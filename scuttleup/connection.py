@@ -172,7 +172,9 @@ class _Connection:
                 raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
             if receiver.done():
                 self._look_for_remote(unsent)
-            await asyncio.sleep(pause)
+                await asyncio.sleep(min(pause, 1))
+            else:
+                await asyncio.wait([receiver], timeout=pause)
 
     def _look_for_remote(self, unsent: int) -> None:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""

@@ -22,7 +22,7 @@ import plyvel
 import pytest
 from interop import Original
 
-import scuttleup.connection
+import scuttleup.limits
 from scuttleup import Change, Replicated, Scuttleup
 
 TIME_LIMIT = 60  # seconds that a test's meetings may take on a slow machine; most take 0.05
@@ -108,7 +108,7 @@ def run(test: Coroutine[Any, Any, None], *nodes: Original) -> None:
     async def limited() -> None:
         try:
             await asyncio.wait_for(test, TIME_LIMIT)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             for node in nodes:
                 node.kill()  # else the thread that waits for its answer would wait on
             raise
@@ -186,7 +186,7 @@ def test_one_shot_brings_what_the_modes_allow_and_ends(
         async with connected(
             node, logs, role, mode=mode, live=False, node_mode=node_mode
         ) as replication:
-            assert await replication == Replicated(4 if to_node else 0, 3 if to_us else 0)
+            assert await replication == Replicated(4 if to_node else 0, 3 if to_us else 0, {})
             if to_node:
                 await at_node(node, {"us": 4})
 
@@ -224,7 +224,7 @@ def test_live_brings_what_the_modes_allow_now_and_later(
                     logs.append("ours, later")
                     await asyncio.to_thread(node.append, "Node's, later")
             logs.close()
-            assert await replication == Replicated(7 if to_node else 0, 6 if to_us else 0)
+            assert await replication == Replicated(7 if to_node else 0, 6 if to_us else 0, {})
 
     run(test(), node)
     ours, nodes = entries_in(db), entries_of(node, tmp_path / "node.db")
@@ -247,7 +247,7 @@ def test_with_a_one_shot_node_what_the_modes_allow_comes_and_what_they_forbid_do
     node_mode: str,
 ) -> None:
     """What goes to a Node that sends at the same time may get lost there, see above; no more."""
-    monkeypatch.setattr(scuttleup.connection, "LINGER", 0.2)
+    monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
     to_node, to_us = allowed(mode, node_mode)
     node.write(log_of_text("node", 3))
     logs.extend(["ours"] * 4)
@@ -289,7 +289,7 @@ def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
     monkeypatch: pytest.MonkeyPatch,
     role: str,
 ) -> None:
-    monkeypatch.setattr(scuttleup.connection, "LINGER", 0.2)
+    monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
     node.append("Node's")
     logs.extend(["x" * 100] * 2000)  # more than its socket takes in one read
 
@@ -300,7 +300,7 @@ def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
         node.open(tmp_path / "node.db", valueEncoding="utf-8")
         had = node.head.get("us", 0)
         async with connected(node, logs, role, live=False) as replication:
-            assert await replication == Replicated(2000 - had, 0)
+            assert await replication == Replicated(2000 - had, 0, {})
             await at_node(node, {"us": 2000})
 
     run(test(), node)
@@ -319,7 +319,7 @@ def test_live_ends_when_node_leaves(
             await at_node(node, {"us": 1})
             await at_ours(logs, {"node": 1})
             node.end()
-            assert await replication == Replicated(1, 1)
+            assert await replication == Replicated(1, 1, {})
 
     run(test(), node)
     assert entries_in(db) == entries_of(node, tmp_path / "node.db")
@@ -355,7 +355,7 @@ def test_one_shot_ends_when_node_deleted_what_it_promised(
     mode: str,
     deleted: int,
 ) -> None:
-    monkeypatch.setattr(scuttleup.connection, "PROMISED", 0.2)
+    monkeypatch.setattr(scuttleup.limits, "PROMISED", 0.2)
     logs.append("ours")
     for _ in range(3):
         node.append("Node's")
@@ -379,7 +379,7 @@ def test_one_shot_ends_when_what_node_promised_is_deleted_and_other_entries_neve
     node: Original, logs: Scuttleup, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
     """What else comes is no sign that what was promised is still to come."""
-    monkeypatch.setattr(scuttleup.connection, "PROMISED", 0.5)
+    monkeypatch.setattr(scuttleup.limits, "PROMISED", 0.5)
     node.write(log_of_text("deleted", 2))
     node.delete("deleted", 2)
     node.append_every(20, "Node's")
@@ -454,7 +454,7 @@ def test_a_later_meeting_brings_only_what_is_new(
             node.append("Node's")
             logs.extend(["ours", "ours"])
             async with connected(node, logs, role, live=False) as replication:
-                assert await replication == Replicated(sent=2, received=1)
+                assert await replication == Replicated(2, 1, {})
                 await at_node(node, {"us": 2 * meeting})
             node.close()
             node.open(tmp_path / "node.db", valueEncoding="utf-8")
@@ -473,7 +473,7 @@ def test_the_tail_of_our_log_comes_back_from_node(
 
     async def test() -> None:
         async with connected(node, logs, role, live=False) as replication:
-            assert await replication == Replicated(sent=0, received=200)
+            assert await replication == Replicated(0, 200, {})
 
     run(test(), node)
     assert logs.append("ours").seq == 301
@@ -504,7 +504,7 @@ def test_20_000_entries_of_many_sizes_go_both_ways_at_once(
                 await at_ours(logs, {"node": 20_000})
                 await at_node(node, {"us": 20_000})
                 node.end()
-            assert await replication == Replicated(20_000, 20_000)
+            assert await replication == Replicated(20_000, 20_000, {})
             await at_node(node, {"us": 20_000})
 
     run(test(), node)
@@ -532,7 +532,7 @@ def test_500_logs_of_which_each_side_has_a_part_are_whole_on_both(
                 await at_ours(logs, dict.fromkeys(peers, 4))
                 await at_node(node, dict.fromkeys(peers, 4))
                 node.end()
-            assert await replication == Replicated(900, 900)
+            assert await replication == Replicated(900, 900, {})
             await at_node(node, dict.fromkeys(peers, 4))
 
     run(test(), node)

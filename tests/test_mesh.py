@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import plyvel
 
-from scuttleup import Change, ProtocolError, Scuttleup
+from scuttleup import Change, ConnectionLost, Scuttleup
 from scuttleup.keys import CHANGES, CHANGES_END
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ class Mesh:
         self.made = 0
         self.running = 0
         self.closing = False
-        self.wrong: list[BaseException] = []  # what left `replicate` and is no ProtocolError
+        self.wrong: list[BaseException] = []  # what left `replicate` and is no ConnectionLost
 
     async def replicate(self, logs: Scuttleup, reader: StreamReader, writer: StreamWriter) -> None:
         self.running += 1
         try:
             await logs.replicate(reader, writer)
-        except ProtocolError:
+        except ConnectionLost:
             pass
         except Exception as error:
             self.wrong.append(error)
@@ -176,7 +176,7 @@ class Source:
             self.written += self.logs.write(Change(peer, seq, entry(peer, seq)) for seq in seqs)
 
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        with suppress(ProtocolError):  # it is killed
+        with suppress(ConnectionLost):  # it is killed
             await self.logs.replicate(reader, writer)
 
     async def feed(self, path: Path, port: int, enough: Callable[[int], bool]) -> int:
@@ -230,7 +230,7 @@ async def kill_and_catch_up(source: Source, path: Path) -> None:
     db = plyvel.DB(str(path), paranoid_checks=True)
     logs = Scuttleup(db)
     stream = await asyncio.open_connection("127.0.0.1", port)
-    assert await logs.replicate(*stream, live=False) == (0, source.written - here)
+    assert await logs.replicate(*stream, live=False) == (0, source.written - here, {})
     logs.close()
     db.close()
     assert check(path, source.written) == source.written
