@@ -75,6 +75,7 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._written = 0  # bytes that were handed to the transport
+        self._ended = False  # whether we have ended our side
         self._news = asyncio.Event()  # for the sender: look again
         self._closed = asyncio.Event()  # the log is
         self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
@@ -156,6 +157,7 @@ class _Connection:
         with _link_errors():
             await _flush(writer)
             if writer.can_write_eof():
+                self._ended = True
                 writer.write_eof()
 
     async def _watch(self, receiver: asyncio.Task[None]) -> None:
@@ -178,9 +180,9 @@ class _Connection:
 
     def _look_for_remote(self, unsent: int) -> None:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
-        # Nothing tells us, unless we send something. An empty frame does.
+        # Nothing tells us, unless we send something. A frame that says nothing will do.
         with _link_errors():
-            if not unsent:
+            if not unsent and not self._ended and self.stream.between_frames:
                 self._writer.write(b"\0")
             sock = self._writer.get_extra_info("socket")
             if sock is not None and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):

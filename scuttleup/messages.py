@@ -290,27 +290,31 @@ class _Coming:
     def __init__(self, taken: int, left: int) -> None:
         self.taken = taken  # how many bytes of the frame were read, its length included
         self.left = left  # how many bytes of the message were not
-        self._skip = 0  # how many of these belong to a field that was given out and are dropped
+        self._skip = 0  # how many of these belong to a field that was given out: they are dropped
 
     def fields(self, buffer: bytearray) -> Iterator[tuple[int, int | bytes]]:
         """Read what has come, and take it from the buffer: the fields with a varint or bytes.
 
         Bytes are cut off after MAX_FIELD.
         """
-        data = bytes(buffer[: self.left])
-        end = self.left  # of the message, perhaps behind the data
+        self._skip -= self._drop(buffer, self._skip)
+        data = bytes(buffer if len(buffer) <= self.left else buffer[: self.left])
         # A field is read when as much is there as is ever looked at of one.
-        enough = len(data) if len(data) == end else len(data) - _MAX_PREFIX - MAX_FIELD + 1
-        pos = self._skip
+        enough = len(data) if len(data) == self.left else len(data) - _MAX_PREFIX - MAX_FIELD + 1
+        pos = 0
         while pos < enough:
-            number, value, pos = _decode_field(data, pos, end, MAX_FIELD)
+            number, value, pos = _decode_field(data, pos, self.left, MAX_FIELD)
             if value is not None:
                 yield number, value
-        self._skip = max(0, pos - len(data))
-        pos = min(pos, len(data))
-        del buffer[:pos]
-        self.taken += pos
-        self.left -= pos
+        self._skip += pos - self._drop(buffer, pos)
+
+    def _drop(self, buffer: bytearray, count: int) -> int:
+        """Take so many bytes from the buffer, or all if it has fewer; return how many."""
+        count = min(count, len(buffer))
+        del buffer[:count]
+        self.taken += count
+        self.left -= count
+        return count
 
 
 def _decode_digest(message: bytes) -> tuple[str, int]:

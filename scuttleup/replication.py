@@ -214,6 +214,11 @@ class ReplicationStream:
         return self._sentinel is None or self._sentinel.closed
 
     @property
+    def between_frames(self) -> bool:
+        """Whether what `data_to_send` returned so far ends with the end of a frame."""
+        return not self._greeting and not self._outgoing
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing more to send or to wait for.
 
@@ -221,7 +226,7 @@ class ReplicationStream:
         """
         if self.closed:
             return True
-        if self._remote is None or self._live or self._greeting or self._outgoing:
+        if self._remote is None or self._live or not self.between_frames:
             return False
         return not self.waiting and (self._follower is None or self._follower.idle)
 

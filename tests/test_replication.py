@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import subprocess
 import sys
@@ -30,7 +31,15 @@ from scuttleup import (
 )
 from scuttleup.changes import expand
 from scuttleup.keys import log_prefix, pack_seq
-from scuttleup.limits import MAX_SKIPPED, TURN_BYTES
+from scuttleup.limits import (
+    LOG_BYTES,
+    MAX_ENTRY,
+    MAX_HANDSHAKE,
+    MAX_NAMED,
+    MAX_SKIPPED,
+    PROGRESS_BYTES,
+    TURN_BYTES,
+)
 from scuttleup.messages import encode_changes, encode_handshake
 
 MAX = 2**32 - 1
@@ -707,6 +716,351 @@ def test_after_an_error_nothing_more_is_taken(us: Peer) -> None:
     assert us.contents == before
 
 
+# --- What is wrong with one log -------------------------------------------------------------------
+
+
+def big_change(peer: str, seq: int) -> bytes:
+    """With an entry above the `max_entry` of these tests."""
+    return encode_changes(peer, seq, [bytes(300)])
+
+
+LONG = "x" * 256
+BELOW = "a peer id is one or more characters below U+00FF, not "
+# What it is, the log, how it is shown, what is sent of it, and why it is left out.
+BAD_LOGS: list[tuple[str, str, str, bytes, str]] = [
+    ("an empty id", "", "", change(b"", 1), f"{BELOW}''"),
+    ("U+00FF", "aÿ", "aÿ", change("aÿ".encode(), 1), f"{BELOW}'aÿ'"),
+    ("above U+00FF", "😀", "😀", change("😀".encode(), 1), f"{BELOW}'😀'"),
+    (
+        "an id of 256 bytes",
+        LONG,
+        "x" * 64 + "…",
+        encode_changes(LONG, 1, [b"x"]),
+        "a peer id has at most 255 bytes",
+    ),
+    ("a change 0", "new", "new", change(b"new", 0), "an entry with the number 0"),
+    ("a change 0 of a known log", "near", "near", change(b"near", 0), "an entry with the number 0"),
+    ("a leap in our log", "us", "us", change(b"us", 4), "a leap in our own log from 2 to 4"),
+    ("a great leap", "us", "us", change(b"us", 2**31), f"a leap in our own log from 2 to {2**31}"),
+    ("a large entry", "new", "new", big_change("new", 1), "entry 1 has more than 299 bytes"),
+    (
+        "one of a known log",
+        "near",
+        "near",
+        big_change("near", 2),
+        "entry 2 has more than 299 bytes",
+    ),
+    (
+        "a larger one",
+        "new",
+        "new",
+        encode_changes("new", 3, [bytes(5000)]),
+        "entry 3 has more than",
+    ),
+]
+bad_logs = pytest.mark.parametrize(
+    ("peer", "shown", "data", "reason"), [pytest.param(*row[1:], id=row[0]) for row in BAD_LOGS]
+)
+
+
+@pytest.fixture
+def careful(us: Peer) -> Peer:
+    """`us`, who takes no entry of more than 299 bytes."""
+    return us._replace(logs=Scuttleup(us.db, max_entry=299))
+
+
+@pytest.mark.parametrize("sizes", [AT_ONCE, BYTE_BY_BYTE], ids=["at once", "byte by byte"])
+@bad_logs
+def test_a_bad_log_is_left_out_with_all_that_follows_in_it_and_the_rest_goes_on(
+    careful: Peer,
+    caplog: pytest.LogCaptureFixture,
+    peer: str,
+    shown: str,
+    data: bytes,
+    reason: str,
+    sizes: list[int],
+) -> None:
+    before = careful.entries
+    stream = careful.logs.create_replication_stream()
+    follows = encode_changes(peer, 3, [b"?", b"?"]) + data
+    hear(stream, HELLO + TRAFFIC[1] + data + follows + TRAFFIC[-1], sizes)
+    hear(stream, follows + encode_changes("far", 4, [b"four"]), sizes)
+
+    good = [b"one", b"two", b"three", b"four"]
+    assert careful.entries == before | {("far", seq): e for seq, e in enumerate(good, 1)}
+    assert stream.replicated[:2] == (0, 4)
+    assert list(stream.replicated.refused) == [shown]
+    assert reason in stream.replicated.refused[shown]
+    (warning,) = caplog.messages
+    assert f"'{shown}'" in warning
+    assert reason in warning
+    assert careful.logs.append(b"3").seq == 3
+    assert_sound(careful)
+
+
+def test_what_came_of_a_log_before_it_went_wrong_is_stored(careful: Peer) -> None:
+    stream = careful.logs.create_replication_stream()
+    entries = [b"1", b"2", bytes(300), b"4", b"5"]
+    stream.receive_data(HELLO + encode_changes("new", 1, entries))
+    assert careful.logs.head["new"] == 2
+    assert stream.replicated.refused == {"new": "entry 3 has more than 299 bytes"}
+
+
+def test_a_log_that_was_left_out_is_taken_on_another_connection(careful: Peer) -> None:
+    bad, good = (careful.logs.create_replication_stream() for _ in range(2))
+    bad.receive_data(HELLO + big_change("new", 1))
+    good.receive_data(HELLO + encode_changes("new", 1, [b"1", b"2"]))
+    bad.receive_data(encode_changes("new", 2, [b"2", b"3"]))
+    assert careful.logs.head["new"] == 2
+    # And what the first remote sent in vain it may get from us.
+    assert encode_changes("new", 1, [b"1", b"2"]) in bad.data_to_send()
+
+
+def test_a_bad_log_is_no_longer_waited_for(careful: Peer) -> None:
+    stream = careful.logs.create_replication_stream(live=False)
+    hello = encode_handshake("far", {"far": 1, "new": 2, "us": 9, "": 4, "aÿ": 4, LONG: 4}, "sync")
+    stream.receive_data(hello + big_change("new", 1) + change(b"us", 5))
+    while stream.data_to_send():
+        pass
+    assert not stream.finished
+    stream.receive_data(encode_changes("far", 1, [b"1"]))
+    assert stream.finished
+    assert stream.replicated.refused.keys() == {"new", "us", "", "aÿ", "x" * 64 + "…"}
+
+
+def test_a_digest_of_0_says_that_the_remote_has_nothing(us: Peer) -> None:
+    stream = us.logs.create_replication_stream(live=False)
+    stream.receive_data(encode_handshake("far", {"us": 0, "near": 0, "new": 0}, "sync"))
+    sent = b"".join(iter(stream.data_to_send, b""))
+    assert encode_changes("us", 1, [b"1", b"2"]) in sent
+    assert encode_changes("near", 1, [b"known"]) in sent
+    assert stream.finished
+    assert stream.replicated.refused == {}
+
+
+def test_a_remote_whose_own_id_is_bad_sends_others_logs_all_the_same(us: Peer) -> None:
+    """The original takes any id. It cannot find its own entries again, but relays others'."""
+    for seq, id in enumerate(("", "aÿ", "😀", LONG), 1):
+        stream = us.logs.create_replication_stream()
+        stream.receive_data(encode_handshake(id, {id: 1}, "sync") + encode_changes(id, 1, [b"x"]))
+        stream.receive_data(encode_changes("far", seq, [b"x"]))
+        assert us.logs.head["far"] == seq
+        assert len(stream.replicated.refused) == 1
+
+
+def test_only_some_of_many_bad_logs_are_named_and_the_rest_is_counted(
+    us: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = us.logs.create_replication_stream()
+    data = b"".join(change(b"%d" % n, 0) + change(b"%d" % n, 1) for n in range(MAX_NAMED + 7))
+    stream.receive_data(HELLO + data + TRAFFIC[1])
+    assert us.logs.head == {"us": 2, "near": 1, "far": 2}
+    assert len(stream.replicated.refused) == MAX_NAMED
+    assert len(caplog.messages) == MAX_NAMED
+    stream.close()
+    assert caplog.messages[-1] == "further logs were left out of that connection 7 times"
+
+
+def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
+    us: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scuttleup.replication.MAX_LEFT_OUT", 3)
+    stream = us.logs.create_replication_stream()
+    data = b"".join(change(b"bad %d" % n, 0) for n in range(5))
+    stream.receive_data(HELLO + TRAFFIC[1] + data)
+    assert len(stream._left_out) == 3
+    stream.receive_data(change(b"bad 3", 2) + change(b"new", 1) + TRAFFIC[-1])
+    assert us.logs.head == {"us": 2, "near": 1, "far": 3}
+    assert stream.replicated.refused["new"] == "3 logs were left out before"
+
+
+def test_an_id_is_shown_without_its_control_characters(us: Peer) -> None:
+    stream = us.logs.create_replication_stream()
+    stream.receive_data(HELLO + change(b"\x1b[2J\n", 0))
+    assert list(stream.replicated.refused) == [r"\x1b[2J\n"]
+
+
+def test_one_log_more_than_fits_into_our_handshake_is_left_out(us: Peer) -> None:
+    us.logs._store.room = 2 * LOG_BYTES + 39
+    stream = us.logs.create_replication_stream()
+    stream.receive_data(HELLO)
+    stream.receive_data(change(b"far", 1) + change(b"a", 1) + change(b"b", 1) + change(b"b", 2))
+    stream.receive_data(change(b"a", 2) + change(b"near", 2) + change(b"us", 3))
+    assert us.logs.head == {"far": 1, "a": 2, "near": 2, "us": 3}
+    assert us.logs._store.room == 39
+    assert stream.replicated.refused == {"b": "too many logs are here to take one more"}
+
+
+def test_of_a_handshake_no_more_is_kept_than_we_could_ever_hold(us: Peer) -> None:
+    us.logs._store.room = 100 * LOG_BYTES
+    stream = us.logs.create_replication_stream(live=False)
+    head = {"us": 9, "near": 9} | {f"log {n}": 1 for n in range(10_000)}
+    for piece in cut(encode_handshake("far", head, "sync"), cycle([1000])):
+        stream.receive_data(piece)
+        assert len(stream._since) == len(stream._promised) <= 102
+        assert stream._decoder.pending < 10_000 or len(stream._decoder._buffer) < 2000
+    assert len(stream._since) == 102
+    assert stream.remote_id == "far"
+
+
+# --- What is wrong with what we hold --------------------------------------------------------------
+
+
+def test_our_handshake_names_as_many_logs_as_fit_into_16_mib(
+    us: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The original takes any number."""
+    us.logs._store.heads.update((f"{n:040}", n) for n in range(1, 500_001))
+    stream = us.logs.create_replication_stream()
+    portions = [len(data) for data in iter(stream.data_to_send, b"")]
+    assert max(portions) <= TURN_BYTES
+    assert MAX_HANDSHAKE - 70_000 < sum(portions) <= MAX_HANDSHAKE
+    (warning,) = caplog.messages
+    assert re.match(r"\d{6} of 500002 logs do not fit into our handshake", warning)
+
+
+def test_an_entry_that_no_remote_takes_is_not_sent_nor_what_follows_in_its_log(
+    new_peer: NewPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The original takes entries of any size, and its databases are ours."""
+    us, them = new_peer("us", b"1"), new_peer("them", b"2")
+    us.logs.write([("log", seq, b"%d" % seq) for seq in range(1, 1001)])
+    us.db.put(log_prefix("log") + pack_seq(300), bytes(MAX_ENTRY + 1))
+    us.db.put(log_prefix("log") + pack_seq(301), bytes(MAX_ENTRY + 1))
+    us.logs.write([("zzz", 1, bytes(MAX_ENTRY))])
+    pair = streams(us, them)
+    pump(pair)
+    us.logs.write([("log", 1001, b"live")])
+    pump(pair)
+    assert them.logs.head == {"us": 1, "them": 1, "log": 299, "zzz": 1}
+    reason = f"entry 300 has more than {MAX_ENTRY} bytes: not sent"
+    assert pair[0].replicated == (301, 1, {"log": reason})
+    assert pair[1].replicated == (1, 301, {})
+    assert len(caplog.messages) == 1
+
+
+# --- Time -----------------------------------------------------------------------------------------
+
+HELLO_OF_MANY = encode_handshake("far", {f"{n:040}": 1 for n in range(10_000)}, "sync")
+
+
+def test_a_remote_that_is_silent_at_first_is_lost_after_a_minute(us: Peer) -> None:
+    stream = us.logs.create_replication_stream()
+    for now in (1000, 1030, 1060):
+        stream.tick(now)
+        stream.receive_data(b"\0")  # a frame that says nothing is nothing
+    with pytest.raises(ConnectionLost, match="no handshake within 60 seconds"):
+        stream.tick(1061)
+    with pytest.raises(ProtocolError):
+        stream.receive_data(HELLO)
+
+
+@pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
+@pytest.mark.parametrize("size", [0, 1, PROGRESS_BYTES // 8])
+def test_half_a_frame_has_to_grow(us: Peer, greeting: bytes, size: int) -> None:
+    """A byte now and then is not enough: one has to send what one wants us to keep."""
+    stream = us.logs.create_replication_stream()
+    stream.receive_data((greeting or b"\0") + varint(10_000_000) + b"\x22" + varint(9_999_000))
+    for now in range(0, 61, 10):
+        stream.tick(now)
+        if size:
+            stream.receive_data(bytes(size))
+    with pytest.raises(ProtocolError, match="half a frame did not grow for 60 seconds"):
+        stream.tick(61)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [HELLO_OF_MANY, HELLO + encode_changes("far", 1, [bytes(1_000_000)])],
+    ids=["handshake", "change"],
+)
+def test_a_frame_that_comes_slowly_is_taken(us: Peer, data: bytes) -> None:
+    stream = us.logs.create_replication_stream()
+    for now, piece in enumerate(cut(data, cycle([PROGRESS_BYTES]))):
+        stream.tick(59 * now)
+        stream.receive_data(piece)
+    for _ in range(3):
+        now += 100
+        stream.tick(59 * now)  # and then silence is no fault
+    assert stream.remote_id == "far"
+
+
+def promised(us: Peer, **head: int) -> ReplicationStream:
+    """A one-shot that waits for what the remote promised."""
+    stream = us.logs.create_replication_stream(live=False)
+    stream.receive_data(encode_handshake("far", head, "sync"))
+    while stream.data_to_send():
+        pass
+    assert stream.waiting
+    assert not stream.finished
+    return stream
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        change(b"near", 1),  # known, of a log of which more was promised
+        change(b"far", 1),  # not promised
+        encode_changes("near", 1, [bytes(100_000)]),  # known, and large
+    ],
+    ids=["nothing", "a known one", "another log", "a large known one"],
+)
+def test_what_the_remote_repeats_or_did_not_promise_is_no_reason_to_wait(
+    us: Peer, data: bytes
+) -> None:
+    stream = promised(us, near=9)
+    now = 0
+    stream.tick(now)
+    while stream.waiting:
+        now += 1
+        if data:
+            stream.receive_data(data)
+        stream.tick(now)
+        assert now < 300
+    assert stream.finished
+    assert now > 5
+
+
+@pytest.mark.parametrize(
+    "data",
+    [encode_changes("near", 1, [b"x"] * 20), encode_changes("far", 1, [bytes(20 * 65536)])],
+    ids=["small ones", "a large one"],
+)
+def test_what_keeps_coming_is_waited_for(us: Peer, data: bytes) -> None:
+    """Known ones, too: others may have brought them meanwhile."""
+    us.logs.write(("near", seq, b"x") for seq in range(2, 11))
+    stream = promised(us, near=20, far=1)
+    for now, piece in enumerate(cut(data, cycle([-(-len(data) // 20)]))):
+        stream.tick(5 * now)
+        stream.receive_data(piece)
+    stream.tick(5 * now + 5)
+    assert stream.waiting
+    stream.tick(5 * now + 11)
+    assert stream.finished
+
+
+def test_while_the_remote_has_not_taken_all_it_is_given_time(us: Peer) -> None:
+    stream = promised(us, near=9)
+    for now in range(0, 30, 3):
+        stream.tick(now, unsent=True)
+    stream.tick(30)
+    stream.tick(35)
+    assert stream.waiting
+    stream.tick(36)
+    assert stream.finished
+
+
+def test_a_live_stream_waits_for_nothing(us: Peer) -> None:
+    stream = us.logs.create_replication_stream()
+    stream.receive_data(encode_handshake("far", {"near": 9}, "sync"))
+    for now in range(100):
+        stream.tick(now)
+    stream.receive_data(change(b"near", 2))
+    assert us.logs.head["near"] == 2
+    assert not stream.waiting
+
+
 # --- Memory ---------------------------------------------------------------------------------------
 
 
@@ -717,8 +1071,23 @@ def traced() -> Iterator[None]:
     tracemalloc.stop()
 
 
-# A bytearray that grows keeps an eighth in reserve.
-RESERVE = 9 / 8
+@pytest.mark.parametrize("piece", [1000, 65536, 1 << 20])
+@pytest.mark.parametrize(
+    ("max_entry", "kept"), [(8 << 20, 8 << 20), (1000, 0)], ids=["kept", "skipped"]
+)
+def test_half_a_change_takes_no_more_than_what_came_of_it(
+    us: Peer, max_entry: int, kept: int, piece: int, traced: None
+) -> None:
+    """And what is above the limit takes next to nothing. A bytearray keeps an eighth in reserve."""
+    size = 8 << 20
+    stream = Scuttleup(us.db, max_entry=max_entry).create_replication_stream()
+    stream.receive_data(HELLO + varint(size) + b"\x1a" + varint(size - 10))
+    before, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    for _ in range(size // piece - 1):
+        stream.receive_data(bytes(piece))
+    _, peak = tracemalloc.get_traced_memory()
+    assert peak - before < kept * 9 // 8 + 3 * piece + 10_000
 
 
 @pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
