@@ -6,8 +6,13 @@ Theory of operation
 Three tasks share one `ReplicationStream`. One receives: it reads and hands over what came. One
 sends: it writes what the stream has for the remote, waits until the transport has room for more,
 and sleeps when there is nothing, until the stream has news. One watches: it tells the stream the
-time, and looks whether the remote still takes what we send. All three run on one event loop, and
-each of them does at most one turn of work (see `limits`) before it lets others run.
+time, and looks whether the remote still takes what we send.
+
+All connections of an event loop share its time with everything else that runs there. A task does
+one turn of work (see `limits`) and then lets others run. That alone would not do: with 1,000
+connections one round of the loop could hold 1,000 turns. So a turn begins only if those before it,
+in the same round and of any connection, have taken less than ROUND seconds. Others wait for the
+next round.
 
 It is over when the sender has sent all and nothing is waited for, when the log is closed, or with
 the first error. Then all three are cancelled and have ended before anybody hears of it.
@@ -34,6 +39,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from . import limits
 from .errors import ConnectionLost
@@ -62,6 +68,36 @@ async def replicate(
             writer.transport.abort()
 
 
+class _Round:
+    """One round of an event loop, and how much of it all connections have used."""
+
+    _all: WeakKeyDictionary[asyncio.AbstractEventLoop, _Round] = WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._begun: float | None = None  # when the first turn of this round began, if it has
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _Round:
+        """The one that all connections on `loop` share."""
+        return cls._all.setdefault(loop, cls(loop))
+
+    async def turn(self) -> None:
+        """Wait until a round has time left for one more turn of work."""
+        while True:
+            # Neither a read of what is there, nor a drain that need not wait, lets others run.
+            await asyncio.sleep(0)
+            if self._begun is None:
+                self._begun = self._loop.time()
+                self._loop.call_soon(self._end)
+                return
+            if self._loop.time() - self._begun < limits.ROUND:
+                return
+
+    def _end(self) -> None:
+        self._begun = None
+
+
 class _Connection:
     """One connection, while it is replicated."""
 
@@ -78,6 +114,7 @@ class _Connection:
         self._ended = False  # whether we have ended our side
         self._news = asyncio.Event()  # for the sender: look again
         self._closed = asyncio.Event()  # the log is
+        self._round = _Round.of(loop)
         self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
 
     def _wake(self) -> None:
@@ -136,20 +173,20 @@ class _Connection:
         while data:
             with _link_errors():
                 data = await self._reader.read(limits.TURN_BYTES)
+            await self._round.turn()
             self.stream.receive_data(data)
             self._news.set()
-            await asyncio.sleep(0)  # a read of what is there does not let others run
 
     async def _send(self) -> None:
         stream, writer = self.stream, self._writer
         while True:
+            await self._round.turn()
             self._news.clear()
             if data := stream.data_to_send():
                 with _link_errors():
                     writer.write(data)
                     self._written += len(data)
                     await writer.drain()
-                await asyncio.sleep(0)  # a drain that need not wait does not let others run
             elif stream.finished:
                 break
             else:

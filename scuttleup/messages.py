@@ -219,12 +219,17 @@ class Decoder:
             if start < end:
                 peer, first, entry = _decode_change(buffer, start, end)
                 entries = [entry]
+                begins = buffer[start : start + 2 + buffer[start + 1]]
                 if len(entry) > self._max_entry:
                     entries = []
-                else:
+                # Whether the next one begins with the same peer. If not, this saves 1.5 µs.
+                elif buffer.startswith(begins, end + 1) or buffer.startswith(begins, end + 2):
                     pos = self._read_on(buffer, pos, _change_prefixes(peer, first + 1), entries)
                 yield peer, first, entries
-            start, end = self._frame(pos)
+            if pos < size and buffer[pos] < 0x80:
+                start, end = pos + 1, pos + 1 + buffer[pos]
+            else:
+                start, end = self._frame(pos)
         del self._buffer[:pos]
         self.ended += pos
         if end - start > most:
