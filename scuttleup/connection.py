@@ -11,8 +11,8 @@ time, and looks whether the remote still takes what we send.
 All connections of an event loop share its time with everything else that runs there. A task does
 one turn of work (see `limits`) and then lets others run. That alone would not do: with 1,000
 connections one round of the loop could hold 1,000 turns. So a turn begins only if those before it,
-in the same round and of any connection, have taken less than ROUND seconds. Others wait for the
-next round.
+in the same round and of any connection, have taken less than ROUND seconds. The others wait for the
+next round, in which they come first.
 
 It is over when the sender has sent all and nothing is waited for, when the log is closed, or with
 the first error. Then all three are cancelled and have ended before anybody hears of it.
@@ -36,6 +36,7 @@ import asyncio
 import os
 import socket
 from asyncio import StreamReader, StreamWriter
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -76,6 +77,7 @@ class _Round:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._begun: float | None = None  # when the first turn of this round began, if it has
+        self._waiting: deque[object] = deque()
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> _Round:
@@ -83,16 +85,24 @@ class _Round:
         return cls._all.setdefault(loop, cls(loop))
 
     async def turn(self) -> None:
-        """Wait until a round has time left for one more turn of work."""
-        while True:
-            # Neither a read of what is there, nor a drain that need not wait, lets others run.
-            await asyncio.sleep(0)
-            if self._begun is None:
-                self._begun = self._loop.time()
-                self._loop.call_soon(self._end)
-                return
-            if self._loop.time() - self._begun < limits.ROUND:
-                return
+        """Wait for the next turn of work, first come, first served."""
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            while True:
+                # Neither a read of what is there nor a drain that need not wait lets others run.
+                await asyncio.sleep(0)
+                if self._waiting[0] is ticket and self._has_time():
+                    return
+        finally:
+            self._waiting.remove(ticket)  # mostly the first
+
+    def _has_time(self) -> bool:
+        now = self._loop.time()
+        if self._begun is None:
+            self._begun = now
+            self._loop.call_soon(self._end)  # in the next round
+        return now - self._begun < limits.ROUND
 
     def _end(self) -> None:
         self._begun = None
