@@ -40,6 +40,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from . import limits
@@ -54,6 +55,7 @@ async def replicate(
 
     `make_stream` takes `wake`; for what is raised see `Scuttleup.replicate`.
     """
+    tls = writer.get_extra_info("sslcontext") is not None
     try:
         connection = _Connection(make_stream, reader, writer)
         try:
@@ -64,15 +66,17 @@ async def replicate(
         await _leave(writer)
         return connection.stream.replicated
     finally:
-        # A transport that has closed itself meanwhile may know its event loop no longer.
-        with suppress(AttributeError):
+        # Be rid of it at once, unless it is closing and has nothing left to send: a pipe, and a
+        # socket that had something left, know their event loop no longer when they are closed, and
+        # to abort them is an AttributeError then. TLS waits for the remote when it closes.
+        if tls or not writer.transport.is_closing() or _unsent(writer):
             writer.transport.abort()
 
 
 class _Round:
     """One round of an event loop, and how much of it all connections have used."""
 
-    _all: WeakKeyDictionary[asyncio.AbstractEventLoop, _Round] = WeakKeyDictionary()
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, _Round]] = WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -98,11 +102,11 @@ class _Round:
             self._waiting.remove(ticket)  # mostly the first
 
     def _has_time(self) -> bool:
-        now = self._loop.time()
         if self._begun is None:
-            self._begun = now
+            self._begun = self._loop.time()
             self._loop.call_soon(self._end)  # in the next round
-        return now - self._begun < limits.ROUND
+            return True
+        return self._loop.time() - self._begun < limits.ROUND
 
     def _end(self) -> None:
         self._begun = None
@@ -244,7 +248,9 @@ def _link_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConnectionLost(f"the connection broke: {error}") from error
+        # asyncio's reader keeps the error. With its traceback it would keep the frames of ours
+        # that it went through, and these keep the reader.
+        raise ConnectionLost(f"the connection broke: {error}") from error.with_traceback(None)
 
 
 async def _leave(writer: StreamWriter) -> None:
@@ -267,7 +273,10 @@ async def _flush(writer: StreamWriter) -> None:
 
 def _unsent(writer: StreamWriter) -> int:
     """How many bytes the transport holds."""
-    return writer.transport.get_write_buffer_size()
+    try:
+        return writer.transport.get_write_buffer_size()
+    except AttributeError:  # of TLS, when it is closed
+        return 0
 
 
 def _detect_loss(writer: StreamWriter) -> None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import socket
 import ssl
 import struct
 import sys
 import threading
+import weakref
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +33,7 @@ from scuttleup import (
     DatabaseError,
     ProtocolError,
     Replicated,
+    ReplicationStream,
     Scuttleup,
     ScuttleupError,
 )
@@ -256,20 +260,6 @@ def test_replicate_is_all_that_start_server_needs(peer: MakeLogs) -> None:
     assert server.entry("client", 2) == "client 2"
 
 
-def test_it_runs_over_a_unix_socket_pair(peer: MakeLogs) -> None:
-    one, two = peer("one", 3), peer("two", 2)
-
-    async def main() -> None:
-        left, right = await pair(socket.socketpair)
-        assert await both(one.replicate(*left, live=False), two.replicate(*right, live=False)) == [
-            Replicated(3, 2, {}),
-            Replicated(2, 3, {}),
-        ]
-
-    run(main())
-    assert list(one.create_read_stream()) == list(two.create_read_stream())
-
-
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -291,6 +281,152 @@ def client_context(authority: trustme.CA, issuer: trustme.CA | None) -> ssl.SSLC
     return context
 
 
+# What every transport has to do, over a stream for each side.
+
+
+@asynccontextmanager
+async def over_sockets(sockets: Sockets = tcp_sockets) -> AsyncIterator[tuple[Stream, Stream]]:
+    yield await pair(sockets)
+
+
+@asynccontextmanager
+async def over_tls(authority: trustme.CA) -> AsyncIterator[tuple[Stream, Stream]]:
+    accepted: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+    async with serving(
+        lambda *stream: accepted.set_result(stream), ssl=server_context(authority)
+    ) as port:
+        left = await asyncio.open_connection(
+            *("127.0.0.1", port),
+            ssl=client_context(authority, authority),
+            server_hostname="localhost",
+        )
+        yield left, await accepted
+
+
+async def opened_pipe(read_fd: int, write_fd: int) -> Stream:
+    """As a program opens them that wants to replicate over its stdin and stdout."""
+    loop = asyncio.get_running_loop()
+    reader = StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    await loop.connect_read_pipe(lambda: protocol, os.fdopen(read_fd, "rb", 0))
+    transport, flow = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, os.fdopen(write_fd, "wb", 0)
+    )
+    return reader, StreamWriter(transport, flow, None, loop)
+
+
+@asynccontextmanager
+async def over_pipes() -> AsyncIterator[tuple[Stream, Stream]]:
+    (left_in, right_out), (right_in, left_out) = os.pipe(), os.pipe()
+    streams = await opened_pipe(left_in, left_out), await opened_pipe(right_in, right_out)
+    yield streams
+    for reader, _ in streams:
+        if reader._transport:  # type: ignore[attr-defined]
+            reader._transport.close()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=["TCP", "Unix", "TLS", "pipes"])
+def linked(request: pytest.FixtureRequest, authority: trustme.CA) -> Any:
+    """Makes two connected streams, one for each side."""
+    kinds = {
+        "TCP": over_sockets,
+        "Unix": partial(over_sockets, small_sockets),
+        "TLS": partial(over_tls, authority),
+        "pipes": over_pipes,
+    }
+    return kinds[request.param]
+
+
+def test_every_transport_carries_everything_both_ways(peer: MakeLogs, linked: Any) -> None:
+    one, two = peer("one"), peer("two")
+    one.extend(f"{i} {'x' * 1000}" for i in range(2000))
+    two.extend(f"{i} {'y' * 1000}" for i in range(2000))
+
+    async def main() -> None:
+        async with linked() as (left, right):
+            assert (
+                await both(one.replicate(*left, live=False), two.replicate(*right, live=False))
+                == [Replicated(2000, 2000, {})] * 2
+            )
+
+    run(main())
+    assert list(one.create_read_stream()) == list(two.create_read_stream())
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["in vain", "in time"])
+def test_every_transport_is_closed_though_a_slow_remote_has_not_taken_all(
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch, linked: Any, taken: bool
+) -> None:
+    """It has some time to take what was sent before, and gets the end then."""
+    monkeypatch.setattr(scuttleup.limits, "LINGER", LIMIT if taken else 0.05)
+    logs = peer("us", value_encoding="binary")
+    logs.extend([b"x" * 10_000] * 2_000)
+
+    async def main() -> None:
+        async with linked() as (stream, (reader, writer)):
+            replication = asyncio.create_task(logs.replicate(*stream))
+            writer.write(HELLO)
+            await until(lambda: stream[1].transport.get_write_buffer_size() > 16 * 1024)
+            await until(lambda: reader._paused)
+            logs.close()
+            if taken:
+                assert len(await reader.read()) > 60_000
+            writer.close()
+            assert (await within(5, replication)).sent > 6
+
+    run(main())
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["one-shot", "live"])
+def test_every_transport_tells_that_the_remote_is_gone(
+    peer: MakeLogs, linked: Any, live: bool
+) -> None:
+    logs = peer("us", value_encoding="binary")
+    logs.extend([b"x" * 10_000] * 2_000)
+
+    async def main() -> None:
+        async with linked() as (stream, (reader, writer)):
+            replication = asyncio.create_task(logs.replicate(*stream, live=live))
+            writer.write(PROMISE)
+            await until(lambda: stream[1].transport.get_write_buffer_size() > 16 * 1024)
+            await until(lambda: reader._paused)
+            writer.transport.abort()
+            reader._transport.close()  # of a pipe, which is one way only
+            with pytest.raises(ConnectionLost):
+                await within(5, replication)
+
+    run(main())
+
+
+def test_it_runs_over_the_pipes_of_a_subprocess(peer: MakeLogs, tmp_path: Path) -> None:
+    logs = peer("us", 3)
+
+    async def main() -> None:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, __file__, str(tmp_path / "child.db")),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert child.stdin
+        assert child.stdout
+        replication = asyncio.create_task(logs.replicate(child.stdout, child.stdin))
+        assert await arrival(logs, "child", 2) == "I have us 3"
+        logs.close()
+        assert await replication == Replicated(3, 2, {})
+        assert await child.wait() == 0
+
+    run(main())
+
+
+async def be_the_child(path: str) -> None:
+    """Replicate over stdin and stdout, and say when there are three entries."""
+    with scuttleup.open(path, id="child", value_encoding="utf-8") as logs:
+        replication = asyncio.create_task(logs.replicate(*await opened_pipe(0, 1)))
+        logs.append("I am here")
+        logs.append(f"I have {await arrival(logs, 'us', 3)}")
+        await replication
+
+
 def test_it_runs_over_tls_with_client_certificates(peer: MakeLogs, authority: trustme.CA) -> None:
     server, client = peer("server", 300), peer("client", 200)
 
@@ -310,23 +446,6 @@ def test_it_runs_over_tls_with_client_certificates(peer: MakeLogs, authority: tr
             assert await arrival(server, "client", 201) == "live, too"
             client.close()
             assert await replication == Replicated(201, 301, {})
-
-    run(main())
-
-
-def test_a_one_shot_run_over_tls_leaves_nothing_out(
-    peer: MakeLogs, authority: trustme.CA, tmp_path: Path
-) -> None:
-    server, client = peer("server"), peer("client")
-    server.extend(f"{i} {'x' * 1000}" for i in range(3000))
-    client.extend(f"{i} {'y' * 1000}" for i in range(3000))
-
-    async def main() -> None:
-        async with serving(server.replicate, ssl=server_context(authority)) as port:
-            context = client_context(authority, authority)
-            result = await connect_tls(client, port, context, live=False)
-            assert result == Replicated(3000, 3000, {})
-            await arrival(server, "client", 3000)
 
     run(main())
 
@@ -698,31 +817,6 @@ def test_a_remote_that_has_ended_its_side_still_gets_what_it_lacks(peer: MakeLog
     run(main())
 
 
-@pytest.mark.parametrize("size", [1, 100_000])
-def test_a_one_shot_run_waits_as_long_as_what_was_promised_keeps_coming(
-    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    """Ten small entries or a large one, each of ten parts well within the limit, all far beyond."""
-    monkeypatch.setattr(scuttleup.limits, "PROMISED", 0.5)
-    logs = peer("us", value_encoding="binary")
-    entries = [b"x"] * 10 if size == 1 else [bytes(10 * size)]
-    data = encode_changes("them", 1, entries)
-    part = len(data) // 10
-
-    async def main() -> None:
-        async with met() as (stream, remote):
-            replication = asyncio.create_task(logs.replicate(*stream, live=False))
-            await remote.send(encode_handshake("them", {"them": len(entries)}, "sync"))
-            for at in range(0, len(data), part):
-                await asyncio.sleep(0.15)
-                assert not replication.done()
-                await remote.send(data[at : at + part])
-            remote.end()
-            assert await replication == Replicated(0, len(entries), {})
-
-    run(main())
-
-
 def test_a_one_shot_run_does_not_wait_for_what_a_remote_that_ended_had_promised(
     peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -868,56 +962,6 @@ def test_a_remote_that_never_says_who_it_is_is_dropped(
             with pytest.raises(ConnectionLost, match="no handshake"):
                 await logs.replicate(*stream)
             await remote.end_of_stream()
-
-    run(main())
-
-
-def test_a_handshake_by_the_drop_is_none(peer: MakeLogs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a stranger holds a connection for a byte a minute."""
-    monkeypatch.setattr(scuttleup.limits, "LINGER", 0.05)
-    monkeypatch.setattr(scuttleup.limits, "ALIVE", 0.4)
-    logs = peer("us", 1)
-
-    async def main() -> None:
-        async with met(socket.socketpair) as (stream, remote), dripping(remote):
-            with pytest.raises(ProtocolError, match="half a frame did not grow"):
-                await within(5, asyncio.create_task(logs.replicate(*stream)))
-
-    run(main())
-
-
-@asynccontextmanager
-async def dripping(remote: Remote) -> AsyncIterator[None]:
-    """Meanwhile, the remote sends a frame of some megabytes, byte by byte."""
-
-    async def drip() -> None:
-        await remote.send(b"\xff\xff\x7f")
-        while True:
-            await asyncio.sleep(0.05)
-            await remote.send(b"x")
-
-    task = asyncio.create_task(drip())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-        task.cancelled() or task.exception()
-
-
-def test_a_one_shot_does_not_wait_for_a_promise_that_comes_by_the_drop(
-    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scuttleup.limits, "LINGER", 0.05)
-    monkeypatch.setattr(scuttleup.limits, "PROMISED", 0.4)
-    logs = peer("us")
-
-    async def main() -> None:
-        async with met(socket.socketpair) as (stream, remote):
-            await remote.send(encode_handshake("them", {"them": 1}, "sync"))
-            async with dripping(remote):
-                replication = asyncio.create_task(logs.replicate(*stream, live=False))
-                assert await within(5, replication) == Replicated(0, 0, {})
 
     run(main())
 
@@ -1222,25 +1266,6 @@ def test_close_ends_a_run(
     run(main())
 
 
-def test_close_ends_a_run_whose_remote_does_not_read(
-    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scuttleup.limits, "LINGER", 0.05)
-    logs = peer("us", value_encoding="binary")
-    logs.extend([b"x" * 10_000] * 200)
-
-    async def main() -> None:
-        async with met(small_sockets) as (stream, remote):
-            replication = asyncio.create_task(logs.replicate(*stream))
-            await remote.send(HELLO)
-            await until(lambda: stream[1].transport.get_write_buffer_size() > 60_000)
-            logs.close()
-            await within(5, replication)
-            await remote.end_of_stream()
-
-    run(main())
-
-
 def test_close_ends_a_run_that_receives_just_then(
     peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1492,3 +1517,100 @@ def test_a_remote_that_never_reads_costs_little_memory(peer: MakeLogs) -> None:
             assert await replication == Replicated(15_000, 0, {})
 
     run(main())
+
+
+# --- What is left of it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["garbage", "reset", "verify", "disk", "closed", "cancelled"])
+def test_nothing_is_left_that_only_the_garbage_collector_finds(
+    db: Any, peer: MakeLogs, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """An error keeps its traceback, and that keeps the frames: they must not keep the error."""
+    disk = FailingDisk(db)
+    logs = Scuttleup(disk, id="us", verify=lambda change: change.entry != b"two")
+    made: list[weakref.ref[ReplicationStream]] = []
+    create = Scuttleup.create_replication_stream
+
+    def note(*args: Any, **options: Any) -> ReplicationStream:
+        stream = create(*args, **options)
+        made.append(weakref.ref(stream))
+        return stream
+
+    monkeypatch.setattr(Scuttleup, "create_replication_stream", note)
+
+    async def main() -> None:
+        async with met() as (stream, remote):
+            replication = asyncio.create_task(logs.replicate(*stream))
+            await remote.meet()
+            if end == "garbage":
+                await remote.send(b"\xff" * 20)
+            elif end == "reset":
+                remote.reset()
+            elif end == "closed":
+                logs.close()
+                remote.end()
+            elif end == "cancelled":
+                replication.cancel()
+            else:
+                disk.failures = int(end == "disk")
+                await remote.send(CHANGES)
+            await asyncio.wait({replication}, timeout=5)
+            assert replication.done()
+            assert replication.cancelled() or bool(replication.exception()) == (end != "closed")
+        del replication, stream
+        await asyncio.sleep(0)
+        assert [ref() for ref in made] == [None]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+        logs.close()
+
+
+def test_one_turn_is_64_kib_whatever_there_is(
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = peer("us")
+    sizes: list[int] = []
+    receive = ReplicationStream.receive_data
+
+    def note(stream: ReplicationStream, data: bytes) -> None:
+        sizes.append(len(data))
+        receive(stream, data)
+
+    monkeypatch.setattr(ReplicationStream, "receive_data", note)
+
+    async def main() -> None:
+        async with met() as ((reader, writer), remote):
+            reader.feed_data(HELLO + encode_changes("them", 1, [bytes(1000)] * 1000))
+            remote.end()
+            assert await logs.replicate(reader, writer) == Replicated(0, 1000, {})
+
+    run(main())
+    assert max(sizes) == 64 * 1024
+
+
+def test_connections_take_turns_and_none_is_forgotten(
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little time a round has, everybody gets something."""
+    monkeypatch.setattr(scuttleup.limits, "ROUND", 0)
+    server = peer("server")
+    clients = [peer(f"client {i}", 50) for i in range(5)]
+
+    async def main() -> None:
+        async with serving(server.replicate) as port:
+            runs = [connect(client, port, live=False) for client in clients]
+            for result in await asyncio.gather(*runs):
+                assert result.sent >= 50
+
+    run(main())
+    assert server.head == {f"client {i}": 50 for i in range(5)}
+
+
+if __name__ == "__main__":
+    asyncio.run(be_the_child(sys.argv[1]))
