@@ -449,7 +449,7 @@ class ReplicationStream:
         try:
             check_peer(peer)
         except ValueError as error:
-            return f"{error!s:.200}"
+            return f"{error!s:.120}"
         if log_bytes(peer) > room:
             return "too many logs are here to take one more"
         if len(self._left_out) >= MAX_LEFT_OUT:

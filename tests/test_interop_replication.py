@@ -409,6 +409,27 @@ def test_one_shot_loses_nothing_when_node_is_busy_for_two_seconds(
     assert only("us", nodes) == only("us", entries_in(db))
 
 
+def test_a_relay_that_was_handed_bad_logs_still_brings_all_others(
+    node: Original, logs: Scuttleup, db: Any
+) -> None:
+    """It never drops what it took, and sends it at every meeting: each log is of one bad kind."""
+    long, beyond = "x" * (16 * 2**20), "no\u00ff"
+    good = [change for peer in ("a", "m", "z") for change in log_of_text(peer, 3)]
+    node.write([Change(long, 1, "?"), Change(beyond, 1, "?")])
+    node.write([Change("large", 1, "fits"), Change("large", 2, "y" * (17 * 2**20))])
+    node.write([Change("large", 3, "follows"), Change("us", 7, "a leap"), *good])
+
+    async def test() -> None:
+        for meeting in range(2):
+            async with connected(node, logs, live=False) as replication:
+                result = await replication
+            assert result.received == (10 if meeting == 0 else 0)
+            assert result.refused.keys() >= {"x" * 64 + "…", beyond, "large", "us"}
+
+    run(test(), node)
+    assert logs.head == {"a": 3, "m": 3, "z": 3, "large": 1}
+
+
 def test_an_entry_that_node_deleted_leaves_the_same_gap_here(
     node: Original, logs: Scuttleup, db: Any, tmp_path: Path, role: str
 ) -> None:
