@@ -212,9 +212,7 @@ class Scuttleup:
         any thread and in the middle of a write, so it must not use the log, only tell your thread
         or loop.
         """
-        return ReplicationStream(
-            self._store, mode=mode, live=live, verify=self._verify, wake=wake
-        )
+        return ReplicationStream(self._store, mode=mode, live=live, verify=self._verify, wake=wake)
 
     async def replicate(
         self,

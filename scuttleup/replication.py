@@ -39,12 +39,13 @@ remote can send us no changes anyway: then its end says nothing, as the original
 once then and goes on listening.
 
 What is wrong with one log harms that log alone. If an entry of it is too large, has the number 0,
-or would make a leap in our own log, then that log is left out on this connection with everything
-that follows in it, since what follows would leave a gap here for good. `_left_out` remembers it. A
-log that is not here yet, and that cannot be, is left out as well: its id is not valid, or too many
-logs are here. That need not be remembered, because it is found again with each change. All else on
-the connection goes on: a relay that holds one bad log sends it at every meeting, so if a bad log
-were an error, a stranger could cut off the relay from all its peers for good.
+is not signed by the author of a signed log, or would leave a gap in our own log, then that log is
+left out on this connection with everything that follows in it, since what follows would leave a gap
+here for good. `_left_out` remembers it; the store, which finds the last two, adds to it. A log that
+is not here yet and that cannot be taken is left out as well: its id is not valid, there is no room
+for it, or only signed logs are taken. That need not be remembered, because it is found again with
+each change. All else on the connection goes on: a relay that holds one bad log sends it at every
+meeting, so if a bad log were an error, a stranger could cut off the relay from its peers for good.
 
 A ProtocolError is for what cannot be read, for a remote with our own id, for a change that the
 modes forbid, for what `verify` says no to, and for half a frame that does not grow.
@@ -164,21 +165,18 @@ class ReplicationStream:
         # For how long there was no progress of that, and for how long half a frame did not grow.
         self._promise_stands, self._frame_stands = Standstill(), Standstill()
 
-        # The logs of which nothing more is taken from the remote, as an entry of theirs is missing.
-        self._left_out: set[str] = set()
+        # The logs of which nothing more is taken from the remote, as an entry of theirs is missing,
+        # and why. The store adds to it.
+        self._left_out: dict[str, str] = {}
         # The logs of ours that are not sent any further, as their next entry is too large.
         self._unsendable: set[str] = set()
         # The logs of both kinds as they are shown, and why; and how often another one was met.
         self._refused: dict[str, str] = {}
         self._unnamed = 0
 
-        # What we have to send, once the remote's handshake is there.
-        self._follower: Follower | None = None
-        # It tells whether the log was closed. It is one of its own until there is a live follower.
-        # What it has had is of no interest, and would be a copy of all heads.
-        had: dict[str, int] = {}
-        self._sentinel: Follower | None = store.follow(had, snapshot=False, live=True, wake=wake)
-        had.clear()
+        # What we have to send. Until the remote's handshake is there, and if the modes let us send
+        # nothing, it gives nothing and only tells whether the log was closed.
+        self._follower: Follower | None = store.follow({}, snapshot=False, live=False, wake=wake)
         # What remains to be sent of our handshake, and of what was taken from the follower.
         self._greeting: Iterator[bytes] | None = self._greet()
         self._outgoing: bytes | memoryview = b""
@@ -211,7 +209,7 @@ class ReplicationStream:
     @property
     def closed(self) -> bool:
         """Whether the log was closed, or this."""
-        return self._sentinel is None or self._sentinel.closed
+        return self._follower is None or self._follower.closed
 
     @property
     def between_frames(self) -> bool:
@@ -245,15 +243,14 @@ class ReplicationStream:
         """
         if self._unnamed:
             log.warning("further logs were left out of that connection %d times", self._unnamed)
-        for follower in (self._sentinel, self._follower):
-            if follower:
-                follower.close()
+        if self._follower:
+            self._follower.close()
         # The caller may still hold this, or an exception whose traceback does.
-        self._sentinel = self._follower = None
+        self._follower = None
         self._decoder = Decoder()
         self._greeting, self._outgoing = None, b""
         self._since, self._promised, self._came = {}, {}, {}
-        self._left_out, self._unsendable, self._unnamed = set(), set(), 0
+        self._left_out, self._unsendable, self._unnamed = {}, set(), 0
         self._wake = _nobody
 
     # --- Sending ---
@@ -348,7 +345,7 @@ class ReplicationStream:
         if not seq:  # it promises nothing
             return
         self._since[peer] = seq
-        if seq > head and not self._live:
+        if seq > head and not self._live and not self._store.refusal(peer):
             self._promised[peer] = seq
 
     def _receive_handshake(self, remote: Handshake) -> None:
@@ -363,50 +360,59 @@ class ReplicationStream:
             self._follower = self._store.follow(
                 self._since, snapshot=True, live=self._live, wake=self._wake
             )
-            if self._live:
-                self._sentinel = self._follower
 
     def _receive_changes(self) -> None:
         # Flat, as a hostile remote may send a log for each change: some 5,000 in a turn.
         store, since = self._store, self._since
         own, heads, room = store.id, store.heads, store.room
-        new: dict[str, int] = {}  # the heads that are in `runs`
+        before: dict[str, int] = {}  # what `since` said of the logs in `runs`
         runs: list[Run] = []
+        bad: dict[str, str] = {}  # logs that are left out after `runs`, and why
         try:
             for peer, first, entries in self._decoder.changes():
                 if not self._receives:
                     raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
-                if peer in self._left_out:
+                if peer in self._left_out or peer in bad:
                     continue
-                head = new[peer] if peer in new else heads.get(peer, 0)
-                if not head and peer != own:
+                if peer not in heads and peer not in before and peer != own:
                     if reason := self._objection(peer, room):
                         self._name(peer, reason)
                         continue
                     room -= log_bytes(peer)
-                last = first + len(entries) - 1
-                if not first:
-                    self._refuse(peer, "an entry with the number 0")
-                elif not entries:
-                    self._refuse(peer, f"entry {first} has more than {store.max_entry} bytes")
-                elif peer == own and first > head + 1:
-                    self._refuse(peer, f"a leap in our own log from {head} to {first}")
+                if not first or not entries:
+                    large = f"entry {first} has more than {store.max_entry} bytes"
+                    bad[peer] = large if first else "an entry has the number 0"
+                    continue
+                if self._verify:
+                    runs.append(Run(peer, first, accepted := []))
+                    for change in expand(peer, first, entries):
+                        _ask(self._verify, change)
+                        accepted.append(change.entry)
                 else:
-                    if self._verify:
-                        runs.append(Run(peer, first, accepted := []))
-                        for change in expand(peer, first, entries):
-                            _ask(self._verify, change)
-                            accepted.append(change.entry)
-                    else:
-                        runs.append(Run(peer, first, entries))
-                    new[peer] = max(head, last)
-                    if not self._live:
-                        self._note_progress(peer, first, last)
-                    # Before the store tells our follower of it, which is not to send it back.
-                    since[peer] = max(since.get(peer, 0), last)
+                    runs.append(Run(peer, first, entries))
+                last = first + len(entries) - 1
+                if not self._live:
+                    self._note_progress(peer, first, last)
+                # Before the store tells our follower of it, which is not to send it back.
+                had = since.get(peer, 0)
+                before.setdefault(peer, had)
+                if last > had:
+                    since[peer] = last
         finally:
-            # What one read brought, in one batch.
-            self._received += store.write(runs) if runs else 0
+            if runs:
+                self._write(runs, before)
+            for peer, reason in bad.items():
+                self._refuse(peer, reason)
+
+    def _write(self, runs: list[Run], before: dict[str, int]) -> None:
+        """Store what one read brought, in one batch, but for what the store refuses."""
+        known = len(self._left_out)
+        self._received += self._store.write(runs, refused=self._left_out)
+        for peer, reason in list(islice(self._left_out.items(), known, None)):
+            # The follower has not been asked meanwhile, so `since` can still be put right.
+            stored = min(self._since[peer], self._store.heads.get(peer, 0))
+            self._since[peer] = max(before[peer], stored)
+            self._refuse(peer, reason)
 
     def _note_progress(self, peer: str, first: int, last: int) -> None:
         """Note if these are changes that the remote promised, and sends for the first time.
@@ -437,12 +443,12 @@ class ReplicationStream:
         `since` is not raised for it either. So the remote gets from us what it has not, and we get
         what is missing here from another remote.
         """
-        self._left_out.add(peer)
+        self._left_out[peer] = reason
         self._promised.pop(peer, None)
         self._name(peer, reason)
 
-    def _objection(self, peer: str, room: int) -> str | None:
-        """Why a log that is not here cannot be taken, if there is a reason.
+    def _objection(self, peer: str, room: int) -> str:
+        """Why a log that is not here cannot be taken, "" if it can.
 
         `room` is what our handshake has left for such logs.
         """
@@ -451,10 +457,10 @@ class ReplicationStream:
         except ValueError as error:
             return f"{error!s:.120}"
         if log_bytes(peer) > room:
-            return "too many logs are here to take one more"
+            return "there is no room for another log"
         if len(self._left_out) >= MAX_LEFT_OUT:
             return f"{len(self._left_out)} logs were left out before"
-        return None
+        return self._store.refusal(peer)
 
     def _name(self, peer: str, reason: str) -> None:
         """Tell once that the log of `peer` is left out, and why."""

@@ -738,10 +738,16 @@ BAD_LOGS: list[tuple[str, str, str, bytes, str]] = [
         encode_changes(LONG, 1, [b"x"]),
         "a peer id has at most 255 bytes",
     ),
-    ("a change 0", "new", "new", change(b"new", 0), "an entry with the number 0"),
-    ("a change 0 of a known log", "near", "near", change(b"near", 0), "an entry with the number 0"),
-    ("a leap in our log", "us", "us", change(b"us", 4), "a leap in our own log from 2 to 4"),
-    ("a great leap", "us", "us", change(b"us", 2**31), f"a leap in our own log from 2 to {2**31}"),
+    ("a change 0", "new", "new", change(b"new", 0), "an entry has the number 0"),
+    ("a change 0 of a known log", "near", "near", change(b"near", 0), "an entry has the number 0"),
+    ("a leap in our log", "us", "us", change(b"us", 4), "entry 4 of our own log does not follow 2"),
+    (
+        "a great leap",
+        "us",
+        "us",
+        change(b"us", 2**31),
+        f"entry {2**31} of our own log does not follow 2",
+    ),
     ("a large entry", "new", "new", big_change("new", 1), "entry 1 has more than 299 bytes"),
     (
         "one of a known log",
@@ -866,8 +872,9 @@ def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
 ) -> None:
     monkeypatch.setattr("scuttleup.replication.MAX_LEFT_OUT", 3)
     stream = us.logs.create_replication_stream()
-    data = b"".join(change(b"bad %d" % n, 0) for n in range(5))
-    stream.receive_data(HELLO + TRAFFIC[1] + data)
+    stream.receive_data(HELLO + TRAFFIC[1])
+    for n in range(5):
+        stream.receive_data(change(b"bad %d" % n, 0))
     assert len(stream._left_out) == 3
     stream.receive_data(change(b"bad 3", 2) + change(b"new", 1) + TRAFFIC[-1])
     assert us.logs.head == {"us": 2, "near": 1, "far": 3}
@@ -888,7 +895,7 @@ def test_one_log_more_than_fits_into_our_handshake_is_left_out(us: Peer) -> None
     stream.receive_data(change(b"a", 2) + change(b"near", 2) + change(b"us", 3))
     assert us.logs.head == {"far": 1, "a": 2, "near": 2, "us": 3}
     assert us.logs._store.room == 39
-    assert stream.replicated.refused == {"b": "too many logs are here to take one more"}
+    assert stream.replicated.refused == {"b": "there is no room for another log"}
 
 
 def test_of_a_handshake_no_more_is_kept_than_we_could_ever_hold(us: Peer) -> None:
