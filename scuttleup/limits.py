@@ -34,6 +34,7 @@ RUN_BYTES = 32 * 1024
 # How many writes are remembered for those who follow. A follower that falls further behind looks
 # through all heads once, which takes some 0.1 µs a log.
 NEWS = 4096
+
 # --- What a remote may send ---
 
 # Bytes of a frame that is not kept: a handshake, which is read a digest at a time, and a change
@@ -77,3 +78,18 @@ PROGRESS_BYTES = 64 * 1024
 PROMISED = 5
 # After our own end the remote may go on to read what we sent. It is left so much time for that.
 LINGER = 10
+
+# --- Connections of a `Peer` ---
+
+# Connections of one `Peer`, those that it makes itself included. An idle one takes some 20 KB.
+MAX_CONNECTIONS = 1000
+# Descriptors that no connection ever gets. LevelDB opens and closes files all the time, and a write
+# that finds no descriptor left fails as if the disk were broken.
+SPARE_DESCRIPTORS = 64
+# Connections that the kernel keeps until we have accepted them. One loop accepts them all, so they
+# wait for some milliseconds at most.
+BACKLOG = 256
+# Seconds that a connection may take from the look-up of a name to the end of the TLS handshake.
+CONNECT_SECONDS = 60
+# Seconds in which the same event is told once, so that strangers cannot fill anybody's log.
+TELL_SECONDS = 60

@@ -1,221 +1,538 @@
-"""A peer that runs: it serves others, comes back to those it lost, prints what is new."""
+"""`Peer`: keeps the logs connected. It serves others, connects to others, and comes back.
+
+Theory of operation
+===================
+
+A peer is a set of tasks in one `asyncio.TaskGroup`, which exists exactly as long as the body of the
+`async with`:
+
+    one *acceptor* for each listening socket    accepts, and starts a link for each connection
+    one *link* for each connection that came    replicates once and ends
+    one *link* for each address in `connect`    connects, replicates, waits, and begins again
+
+What ends them, and how:
+
+- **The body of the `async with` ends**, be it normally, by an exception or by a cancellation such
+  as Ctrl-C under `asyncio.run`. Leaving cancels all tasks and waits until each has closed its
+  socket. No task needs anything from the remote for that, so leaving takes a moment, whoever is
+  connected.
+- **A remote is in error, or the link to it breaks.** That ends one exchange and is told. Nothing
+  else notices. A link to an address of `connect` waits and tries again: 0.5 seconds, then twice as
+  long each time up to 30 seconds, as long as no exchange outlasts the wait before it. After a
+  `ProtocolError` it waits for 5 minutes, since the remote will most likely do the same again. Each
+  wait is shortened by up to a half, by chance, lest all who lost a peer come back at one moment.
+- **Our own database fails.** That is nobody's fault but ours and hits every link alike, so it must
+  reach the user. No link catches it. The task group then cancels all tasks and the body, and
+  leaving the `async with` raises that error.
+- **The logs are closed**, by another thread or in a signal handler. Then there is nothing left to
+  serve. All tasks end, and `wait` returns.
+- **All is exchanged**, if the peer is not `live`. Then every link ends after one exchange, and
+  `wait` returns when the last one has. The peer still listens until the body ends.
+
+Connections are counted from the moment they are accepted, before the TLS handshake, and the places
+of those in `connect` are taken from the start, so strangers cannot occupy them. One too many is
+closed at once. Descriptors are limited without counting, because the kernel always gives out the
+lowest free number: if no connection keeps a descriptor above a certain number, the numbers above
+it stay free for LevelDB, whatever else the process has open. Should the process run out of
+descriptors all the same, the acceptor pauses for a tenth of a second. asyncio's own server logs a
+traceback for each failed attempt, many thousand a second, which is why `Peer` does not use it.
+That server also cannot be closed from Python 3.12 on while somebody is connected.
+
+`Peer` prints nothing. It tells what happens to the logger "scuttleup", a line for each event. The
+same event is told at most once a minute and then with a count, so a log file grows by some lines a
+minute whatever strangers do.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import random
-import select
-import signal
+import socket
 import ssl
-import sys
+import threading
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, NamedTuple
 
-import plyvel
-
-from .changes import Change
-from .errors import ScuttleupError
+from .errors import ConnectionLost, ProtocolError, ScuttleupError
+from .limits import (
+    BACKLOG,
+    CONNECT_SECONDS,
+    MAX_CONNECTIONS,
+    SPARE_DESCRIPTORS,
+    TELL_SECONDS,
+)
 from .log import Scuttleup
+from .messages import MODES
+from .replication import Replicated
 
 Address = tuple[str, int]
 
-# Seconds before the next try; twice as long after each that failed or did not outlast the wait for
-# it, and up to half of it less, by chance, lest all who lost a peer come back at the same moment.
+# Seconds between two attempts to connect: the first wait, the longest one, and the one after a
+# remote was in error.
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
+ERROR_DELAY = 300.0
+# Seconds that the acceptor rests after the system refused it a connection. Those that come
+# meanwhile wait in the kernel.
+ACCEPT_PAUSE = 0.1
+
+logger = logging.getLogger("scuttleup")
+# Without any handler, Python prints warnings on stderr. What a program prints is its own decision.
+logger.addHandler(logging.NullHandler())
 
 
-class Peer:
-    """What `scuttleup replicate` runs.
+class Tls(NamedTuple):
+    """The two sides of TLS: a peer is a server to some and a client to others."""
 
-    `once` ends it when every exchange is done. `tls` is the files of a certificate, its key and
-    the authority that signed those of all who may take part. `take_lines` appends what is typed,
-    b"" being the end, and returns whether there may be more.
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+def load_tls(cert: str, key: str, ca: str) -> Tls:
+    """Make what the argument `tls` of `Peer` takes, from three PEM files.
+
+    `cert` is the certificate of this peer and `key` is its private key. `ca` is the certificate of
+    the authority that signed the certificates of all who may take part. Both sides of a connection
+    must show such a certificate. The names in the certificates do not matter, because peers move.
+
+    Raises ValueError if a file cannot be read or does not fit.
+
+    >>> tls = load_tls("alice.pem", "alice-key.pem", "ca.pem")
+    >>> peer = Peer(logs, listen=("0.0.0.0", 2014), tls=tls)
     """
-
-    def __init__(
-        self,
-        logs: Scuttleup,
-        *,
-        mode: str,
-        once: bool,
-        tls: Sequence[str] | None,
-        take_lines: Callable[[bytes], bool],
-    ) -> None:
-        self._logs = logs
-        self._mode = mode
-        self._once = once
-        self._tls = tls
-        self._take_lines = take_lines
-        self._printed = logs.head  # how far the entries are on the screen
-        # Changes. With `once` nothing but what was received is there to be printed.
-        self._sent = self._received = 0
-        self._failed = False  # an exchange did: the exit status with `once`
-        self._typing = not once  # whether there may be more on stdin
-        self._over = asyncio.Event()
-        self._links: set[asyncio.Task[None]] = set()
-        self._error: Exception | None = None  # of ours, not of a remote
-
-    async def run(self, addresses: Sequence[Address], listen: Address | None) -> int:
-        """Run until SIGINT or SIGTERM, or until all is exchanged; return the exit status.
-
-        Raises OSError or ValueError if it cannot listen or read the certificates, `plyvel.Error`
-        if the disk fails, and KeyboardInterrupt if `once` was interrupted.
-        """
-        loop = asyncio.get_running_loop()
-        stopped = False
-
-        def stop(signum: int, frame: object) -> None:
-            nonlocal stopped
-            stopped = True
-            signal.signal(signum, signal.SIG_DFL)  # for a second one, if a write of ours hangs
-            loop.call_soon_threadsafe(self._over.set)
-
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, stop)
-        server_tls, client_tls = _contexts(self._tls) if self._tls else (None, None)
-        if listen:
-            server = await asyncio.start_server(self._serve, *listen, ssl=server_tls)
-            for sock in server.sockets:
-                _say(f"listening on {_name(sock.getsockname())}")
-        for address in addresses:
-            self._start(self._connect(address, client_tls))
-        others = [asyncio.create_task(self._print_new())]
-        if self._once and sys.stderr.isatty():
-            others.append(asyncio.create_task(self._show_progress()))
-        if not self._once:
-            signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # in the background a read then fails
-            try:
-                loop.add_reader(0, self._take)
-            except OSError:  # a regular file, for one, which is always ready
-                while self._typing:
-                    self._take()
-        await self._over.wait()
-        tasks = (*self._links, *others)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for _ in range(16):  # 1 MiB, the most that a pipe holds: `yes` never ends
-            if self._typing and select.select([0], [], [], 0)[0]:
-                self._take()
-        for change in self._logs.create_read_stream(since=self._printed, value_encoding="utf-8"):
-            self._print(change)
-        if self._error:
-            raise self._error
-        if not self._once:
-            return 0
-        _say(f"sent {self._sent}, received {self._received}")
-        if stopped:
-            raise KeyboardInterrupt
-        return int(self._failed)
-
-    def _start(self, link: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(link)
-        self._links.add(task)
-        task.add_done_callback(self._end)
-
-    def _end(self, link: asyncio.Task[None]) -> None:
-        self._links.discard(link)
-        if self._once and not self._links:
-            self._over.set()
-
-    def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        # Not a coroutine: asyncio makes a task of that, and a traceback when it is cancelled.
-        name = _name(writer.get_extra_info("peername"))
-        self._start(self._exchange(name, reader, writer))
-
-    async def _connect(self, address: Address, tls: ssl.SSLContext | None) -> None:
-        name = _name(address)
-        delay = FIRST_DELAY
-        while True:
-            try:
-                reader, writer = await asyncio.open_connection(*address, ssl=tls)
-            except (OSError, UnicodeError) as error:  # a name that no host can have
-                self._failed = True
-                _say(f"{name}: {error}")
-            else:
-                _say(f"{name}: connected")
-                begun = asyncio.get_running_loop().time()
-                await self._exchange(name, reader, writer)
-                if asyncio.get_running_loop().time() - begun > delay:
-                    delay = FIRST_DELAY
-            if self._once:
-                return
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(2 * delay, LONGEST_DELAY)
-
-    async def _exchange(self, name: str, reader: StreamReader, writer: StreamWriter) -> None:
-        try:
-            sent, _, _ = await self._logs.replicate(
-                reader, writer, mode=self._mode, live=not self._once
-            )
-        except ScuttleupError as error:
-            self._failed = True
-            _say(f"{name}: {error}")
-        except plyvel.Error as error:
-            self._fail(error)
-        else:
-            self._sent += sent
-            if not self._once:
-                _say(f"{name}: gone")
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        self._over.set()
-
-    async def _print_new(self) -> None:
-        try:
-            async for change in self._logs.create_read_stream(
-                since=self._printed, live=True, value_encoding="utf-8"
-            ):
-                self._print(change)
-        except (plyvel.Error, OSError) as error:  # the latter when nobody reads what we print
-            self._fail(error)
-
-    def _print(self, change: Change) -> None:
-        self._printed[change.peer] = change.seq
-        self._received += 1
-        if change.peer != self._logs.id:  # what was typed here is on the screen already
-            print(change, flush=True)
-
-    async def _show_progress(self) -> None:
-        while True:  # what comes next is written over it
-            print(f"received {self._received}", end="\r", file=sys.stderr, flush=True)
-            await asyncio.sleep(0.2)
-
-    def _take(self) -> None:
-        try:
-            self._typing = self._take_lines(os.read(0, 1 << 16))
-        except (plyvel.Error, ScuttleupError) as error:
-            self._fail(error)
-            self._typing = False
-        except OSError:  # there is no stdin
-            self._typing = False
-        if not self._typing:
-            asyncio.get_running_loop().remove_reader(0)
-
-
-def _contexts(files: Sequence[str]) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """For serving and for connecting: a peer is who has a certificate of the authority."""
-    cert, key, ca = files
-    contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for context in contexts:
-        context.check_hostname = False  # peers move, and no name of theirs is told to us
+    tls = Tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    for context in tls:
+        context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_cert_chain(cert, key)
             context.load_verify_locations(ca)
         except OSError as error:
             raise ValueError(f"certificates {cert}, {key}, {ca}: {error}") from error
-    return contexts
+    return tls
 
 
-def _name(address: tuple[str, int]) -> str:
-    host, port = address[:2]
+class Peer:
+    """Keeps `logs` connected for as long as the body of its `async with` runs.
+
+    `listen` is a host and a port to serve other peers at. The port may be 0: then the system
+    chooses one, which `addresses` tells. Whoever can connect may read and write, so for an
+    untrusted network see `load_tls`. `connect` is a list of hosts and ports to stay connected to.
+    `mode` is "sync", "push" (only send) or "pull" (only receive). If not `live`, each address is
+    connected to once, only what is there is exchanged, and `wait` returns after that.
+    `max_connections` bounds all connections together. There are fewer if the process may not have
+    that many descriptors and 64 more; its soft limit is raised as far as that needs and the hard
+    limit allows.
+
+    Entering raises ScuttleupError if it cannot listen. Leaving raises DatabaseError if our own
+    database failed; the body is cancelled when that happens. Wrong arguments are a TypeError or
+    ValueError at once. What happens on the connections goes to `logging.getLogger("scuttleup")`.
+
+    >>> async with Peer(logs, listen=("127.0.0.1", 2014), connect=[("10.0.0.7", 2014)]) as peer:
+    ...     await peer.wait()
+    """
+
+    def __init__(
+        self,
+        logs: Scuttleup,
+        *,
+        listen: Address | None = None,
+        connect: Iterable[Address] = (),
+        mode: str = "sync",
+        live: bool = True,
+        tls: Tls | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+        if not isinstance(max_connections, int) or max_connections < 1:
+            raise ValueError(f"max_connections is a number from 1 on, not {max_connections!r}")
+        if tls is not None and not isinstance(tls, Tls):
+            raise TypeError(f"tls is what load_tls returns, not {tls!r}")
+        self._logs = logs
+        self._listen = None if listen is None else _check_address(listen)
+        self._connect = [_check_address(address) for address in connect]
+        if not self._listen and not self._connect:
+            raise ValueError("a peer needs an address to listen on or to connect to")
+        if len(self._connect) > max_connections:
+            raise ValueError(
+                f"connect has {len(self._connect)} addresses, but max_connections is "
+                f"{max_connections!r}"
+            )
+        self._mode = mode
+        self._live = live
+        self._tls = tls
+        self._max_connections = max_connections
+        self._group = asyncio.TaskGroup()
+        self._acceptors: set[asyncio.Task[None]] = set()
+        # Every connection that came, and every address in `connect`, connected at present or not.
+        self._links: set[asyncio.Task[None]] = set()
+        # The addresses of those who are connected now, by the number of the exchange.
+        self._connected: dict[int, Address] = {}
+        self._exchanges = 0  # how many have begun
+        # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
+        self._over = asyncio.Event()
+        self._events = _Events()
+        # From this number on, descriptors are not for connections.
+        self._first_spare = 0
+        # What all exchanges that have ended sent, received and refused.
+        self._replicated = Replicated(0, 0)
+        # How many exchanges failed: no connection, the remote in error, or the link broken.
+        self.failures = 0
+        # Where it listens, with the real ports. A name such as "localhost" can mean two addresses.
+        self.addresses: list[Address] = []
+
+    @property
+    def connected(self) -> list[Address]:
+        """The addresses of those who are connected now, the one that came first at the front."""
+        return list(self._connected.values())
+
+    @property
+    def replicated(self) -> Replicated:
+        """What all exchanges that have ended sent and received together."""
+        return self._replicated
+
+    async def wait(self) -> Replicated:
+        """Wait until the peer ends by itself, and return what was sent and received.
+
+        It does so if it is not `live` and all is exchanged, or if the logs are closed. Otherwise
+        this waits until it is cancelled. See `failures` for whether all went well.
+        """
+        await self._over.wait()
+        return self._replicated
+
+    async def __aenter__(self) -> Peer:
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._look)
+
+        self._first_spare = _limit_descriptors(self._max_connections)
+        sockets = await _listen(self._listen) if self._listen else []
+        self.addresses = [sock.getsockname()[:2] for sock in sockets]
+        # Nothing is read from this follower. It is here because it is woken when the logs close.
+        self._sentinel = self._logs._store.follow({}, snapshot=False, live=True, wake=wake)
+        await self._group.__aenter__()
+        for sock, address in zip(sockets, self.addresses, strict=True):
+            text = f"listening on {_name(address)}"
+            self._events.tell(text, logging.INFO, text)
+            self._acceptors.add(self._group.create_task(self._accept(sock)))
+        for address in self._connect:
+            self._start(self._stay_connected(address))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._sentinel.close()
+        self._stop()
+        try:
+            await self._group.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            # There is one error that matters: the body's own, else the first that a task had.
+            if error in group.exceptions:
+                return
+            first = group.exceptions[0]
+            raise first from first.__cause__
+        finally:
+            self._events.close()
+
+    def _look(self) -> None:
+        if self._sentinel.closed:
+            self._stop()
+
+    def _stop(self) -> None:
+        for task in (*self._acceptors, *self._links):
+            task.cancel()
+        self._over.set()
+
+    def _start(self, link: Coroutine[Any, Any, None]) -> None:
+        task = self._group.create_task(link)
+        self._links.add(task)
+        task.add_done_callback(self._unlink)
+
+    def _unlink(self, task: asyncio.Task[None]) -> None:
+        self._links.discard(task)
+        if not self._live and not self._links:
+            self._over.set()
+
+    # --- Those who come ---
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                try:
+                    sock, address = await loop.sock_accept(listener)
+                except OSError as error:
+                    # Out of descriptors or memory, most likely. It passes, so try again.
+                    self._warn("cannot accept a connection", _reason(error))
+                    await asyncio.sleep(ACCEPT_PAUSE)
+                    continue
+                if len(self._links) < self._max_connections and self._may_keep(sock):
+                    self._start(self._serve(sock, address[:2]))
+                else:
+                    sock.close()
+                    self._warn("a connection was closed", "there are too many")
+                await asyncio.sleep(0)  # while connections wait, sock_accept lets nobody else run
+
+    def _may_keep(self, sock: socket.socket) -> bool:
+        return not self._first_spare or sock.fileno() < self._first_spare
+
+    async def _serve(self, sock: socket.socket, address: Address) -> None:
+        loop = asyncio.get_running_loop()
+        reader = StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        with sock:
+            try:
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: protocol, sock, ssl=self._tls and self._tls.server
+                )
+            except OSError as error:  # the TLS handshake failed
+                self.failures += 1
+                self._warn("a connection failed", f"{_name(address)}: {_reason(error)}")
+                return
+            writer = StreamWriter(transport, protocol, reader, loop)
+            await self._exchange(address, "", reader, writer)
+
+    # --- Those whom we connect to ---
+
+    async def _stay_connected(self, address: Address) -> None:
+        now = asyncio.get_running_loop().time
+        name = _name(address)
+        delay = FIRST_DELAY
+        while True:
+            in_error = False
+            try:
+                reader, writer = await self._open(address)
+            except (OSError, UnicodeError) as error:  # the latter for what no host can be called
+                self.failures += 1
+                self._warn(f"{name}: cannot connect", _reason(error))
+            else:
+                begun = now()
+                in_error = await self._exchange(address, name, reader, writer)
+                del reader, writer  # not to be kept while we wait
+                if now() - begun > delay:
+                    delay = FIRST_DELAY
+            if not self._live:
+                return
+            await asyncio.sleep((ERROR_DELAY if in_error else delay) * random.uniform(0.5, 1))
+            delay = min(2 * delay, LONGEST_DELAY)
+
+    async def _open(self, address: Address) -> tuple[StreamReader, StreamWriter]:
+        """Connect to the first of the addresses of that name which answers."""
+        failure: OSError | None = None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                for family, *_, target in await _resolve(*address):
+                    try:
+                        return await self._open_one(family, target)
+                    except OSError as error:
+                        failure = error
+            raise failure or OSError("there is no such address")
+        finally:
+            del failure  # the error knows this frame, so they would keep each other in memory
+
+    async def _open_one(self, family: int, target: Any) -> tuple[StreamReader, StreamWriter]:
+        tls = self._tls and self._tls.client
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if not self._may_keep(sock):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, target)
+            return await asyncio.open_connection(
+                sock=sock, ssl=tls, server_hostname="" if tls else None
+            )
+        except BaseException:
+            sock.close()
+            raise
+
+    # --- Both ---
+
+    async def _exchange(
+        self, address: Address, name: str, reader: StreamReader, writer: StreamWriter
+    ) -> bool:
+        """Replicate until that ends, and return whether the remote was in error.
+
+        `name` makes the events of this remote its own. Those whom we do not know have none.
+        """
+        self._exchanges = number = self._exchanges + 1
+        self._connected[number] = address
+        who = _name(address)
+        self._events.tell(f"{name} connected", logging.INFO, f"{who}: connected")
+        in_error = False
+        try:
+            result = await self._logs.replicate(reader, writer, mode=self._mode, live=self._live)
+        except (ProtocolError, ConnectionLost) as error:
+            self.failures += 1
+            in_error = isinstance(error, ProtocolError)
+            self._events.tell(f"{name} {type(error)}", logging.WARNING, f"{who}: {error}")
+        except ScuttleupError:
+            if not self._sentinel.closed:  # these logs were closed just before we used them
+                raise
+        else:
+            self._replicated = Replicated(
+                self._replicated.sent + result.sent, self._replicated.received + result.received
+            )
+            if self._live:
+                self._events.tell(f"{name} gone", logging.INFO, f"{who}: gone")
+        finally:
+            del self._connected[number]
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+        return in_error
+
+    def _warn(self, event: str, reason: str) -> None:
+        self._events.tell(event, logging.WARNING, f"{event}: {reason}")
+
+
+class _Events:
+    """Tells the logger what happened. The same event is told once a minute, with a count.
+
+    The first of its kind is told at once. Those that follow within a minute are counted, and the
+    last of them is told with their number when the minute is over. Whether two events are the same
+    is up to the key, not the text, since a stranger chooses much of the text.
+    """
+
+    def __init__(self) -> None:
+        # How many were not told, and the last of them.
+        self._untold: dict[str, tuple[int, str]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def tell(self, key: str, level: int, text: str) -> None:
+        if key in self._timers:
+            self._untold[key] = (self._untold.get(key, (0, ""))[0] + 1, text)
+            return
+        logger.log(level, "%s", text)
+        self._begin_minute(key, level)
+
+    def _begin_minute(self, key: str, level: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[key] = loop.call_later(TELL_SECONDS, self._end_minute, key, level)
+
+    def _end_minute(self, key: str, level: int) -> None:
+        del self._timers[key]
+        if key in self._untold:
+            count, text = self._untold.pop(key)
+            logger.log(level, "%s (%d of this kind in %d seconds)", text, count, TELL_SECONDS)
+            self._begin_minute(key, level)
+
+    def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+
+
+async def _listen(address: Address) -> list[socket.socket]:
+    """Listen on every address of that name; raise ScuttleupError if that cannot be had."""
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, *_, local in await _resolve(*address, flags=socket.AI_PASSIVE):
+            try:
+                sockets.append(socket.create_server(local, family=family, backlog=BACKLOG))
+            except OSError as error:
+                # "localhost" means an IPv6 address, too, also where a machine has no IPv6.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+            else:
+                sockets[-1].setblocking(False)
+        if missing and not sockets:
+            raise missing
+    except (OSError, UnicodeError) as error:  # the latter for what no host can be called
+        for sock in sockets:
+            sock.close()
+        raise ScuttleupError(f"cannot listen on {_name(address)}: {_reason(error)}") from error
+    return sockets
+
+
+async def _resolve(host: str, port: int, flags: int = 0) -> list[Any]:
+    """What `socket.getaddrinfo` finds, without waiting for it when we end.
+
+    A name server that does not answer keeps a thread for half a minute. asyncio would wait for such
+    a thread of its own at the end of the program.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Any]] = loop.create_future()
+
+    def deliver(result: list[Any] | Exception) -> None:
+        if found.done():
+            return
+        if isinstance(result, Exception):
+            found.set_exception(result)
+        else:
+            found.set_result(result)
+
+    def look_up() -> None:
+        result: list[Any] | Exception
+        try:
+            result = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        except Exception as error:
+            result = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, result)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    return await found
+
+
+def _limit_descriptors(max_connections: int) -> int:
+    """The first descriptor that is not for connections; 0 where that is not limited.
+
+    Raises the soft limit of the process, as far as the hard one allows, to what the connections
+    need. Where the limit is very small, half of the descriptors are for connections.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, where a socket is no descriptor
+        return 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 0
+    # Not simply the hard limit: that can be a billion, and some programs close every descriptor
+    # up to the limit when they start another.
+    wanted = max_connections + 4 * SPARE_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        with suppress(OSError, ValueError):  # not everywhere is the hard limit the truth
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return soft - min(SPARE_DESCRIPTORS, soft // 2)
+
+
+def _check_address(address: Address) -> Address:
+    match address:
+        case str(host), int(port):
+            if host and 0 <= port <= 65535:
+                return host, port
+            raise ValueError(f"an address is a host and a port up to 65535, not {address!r}")
+    raise TypeError(f"an address is a host and a port, not {address!r}")
+
+
+def _name(address: Address) -> str:
+    host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _say(message: str) -> None:
-    print(f"scuttleup: {message}", file=sys.stderr, flush=True)
+def _reason(error: Exception) -> str:
+    """What went wrong with a connection, in words."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nobody listens there"
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, (socket.gaierror, ssl.SSLError)) or not isinstance(error, OSError):
+        return str(error)
+    # By its number, since asyncio puts the address, which we have named, where the words should be.
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -1,0 +1,288 @@
+"""What a running peer prints and what is typed into it, while the event loop does not wait.
+
+Theory of operation
+===================
+
+A write to stdout can take for ever: the terminal is stopped with Ctrl-S, a pager shows its first
+page, nobody reads the pipe. A read from stdin usually does. The event loop must wait for neither,
+or no other peer gets a byte meanwhile. So each of the three files has a thread of its own:
+
+    `Printer`   a read stream that follows the logs → stdout
+    `Messages`  the logger "scuttleup" → a queue → stderr
+    `Typist`    stdin → lines → `append`
+
+A printer needs no queue, because the database is one: a stream that is read slowly costs nothing.
+The queue of `Messages` is short, and a message that does not fit is dropped.
+
+**What can be wrong with an output** ends nothing but that output. Where the disk is full, a printer
+tries again once a second, so nothing is lost when there is room again. Where nobody will ever read,
+it stops printing. Messages that cannot be written are dropped.
+
+**What belongs to somebody else** is not read. A job in the background gets an error (EIO) when it
+reads from the terminal, as long as it ignores SIGTTIN, which would stop it otherwise. A terminal
+that does not hand out whole lines is used by a program that shows one screen at a time, such as a
+pager; it would miss the keys that we take. In both cases the typist looks again five times a
+second. The terminal tells nobody when it changes hands.
+
+**How it ends.** Each of the three is a context manager, which is left after the peer has gone. The
+typist takes what lies ready in stdin, at most 1 MiB, because `yes` never ends. The printer prints
+what was stored by then. Neither can keep the program from ending: the threads are daemons, they
+hold no lock of Python's own file objects, and a printer that makes no progress is not waited for.
+
+On Windows stdin cannot be asked whether there is something to read. There the typist just reads,
+and takes nothing more at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
+from typing import Literal
+
+from .changes import Change
+from .errors import ScuttleupError
+from .log import Scuttleup
+
+READ_BYTES = 64 * 1024
+# What is taken of stdin at the end: the most that a pipe holds, on Linux.
+LAST_BYTES = 1024 * 1024
+# Messages that wait to be written.
+MAX_MESSAGES = 1000
+# Seconds between two looks at a terminal that belongs to somebody else, and between two figures of
+# the progress.
+LOOK = 0.2
+# Seconds between two tries to write to a disk that is full.
+RETRY = 1.0
+# At the end, an output that takes nothing for so many seconds is left alone, and so is one that
+# needs more than four times as long.
+PATIENCE = 0.5
+
+logger = logging.getLogger("scuttleup")
+
+
+class Printer:
+    """Prints what is stored from now on, except what this peer appends: that was typed here.
+
+    `fail` is called, from the thread of the printer, if the database cannot be read. Leaving the
+    `with` prints what was stored by then. A slow reader of stdout is waited for as long as
+    `may_wait` returns true, after that only while there is progress, and for two seconds at most.
+    """
+
+    def __init__(
+        self, logs: Scuttleup, fail: Callable[[Exception], None], may_wait: Callable[[], bool]
+    ) -> None:
+        self._logs = logs
+        self._fail = fail
+        self._may_wait = may_wait
+        self._stdout = _unbuffered(1, "wb")
+        self._encoding = sys.stdout.encoding
+        self._printed = logs.head  # how far the entries are printed
+        self._stream = logs.create_read_stream(
+            since=self._printed, live=True, value_encoding="utf-8"
+        )
+        self.received = 0  # how many changes have come
+        self.failed = False  # whether one could not be printed, at the first try at least
+        self._progress = 0  # goes up with each write
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            for change in self._stream:
+                self._print(change)
+            # The stream was closed. What it had not come to yet is in the database.
+            for change in self._logs.create_read_stream(
+                since=self._printed, value_encoding="utf-8"
+            ):
+                self._print(change)
+        except ScuttleupError as error:
+            self._fail(error)
+
+    def _print(self, change: Change) -> None:
+        self._printed[change.peer] = change.seq
+        self.received += 1
+        if change.peer == self._logs.id:
+            return
+        data = f"{change}{os.linesep}".encode(self._encoding, "backslashreplace")
+        while data:
+            try:
+                data = data[_write(self._stdout, data) :]
+                self._progress += 1
+            except OSError as error:
+                if not self.failed:
+                    logger.warning("stdout: %s", error.strerror)
+                self.failed = True
+                # A pipe without a reader, as Windows names it, too, gets none later.
+                if self._ending.is_set() or error.errno in (errno.EPIPE, errno.EINVAL):
+                    return
+                self._ending.wait(RETRY)
+
+    def __enter__(self) -> Printer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stream.close()
+        while self._thread.is_alive() and self._may_wait():
+            self._thread.join(LOOK)
+        self._ending.set()
+        for _ in range(4):
+            before = self._progress
+            self._thread.join(PATIENCE)
+            if before == self._progress:
+                return
+
+
+class Typist:
+    """Hands over what is typed, or what else comes from stdin.
+
+    `take` is called with some bytes and, at the end of stdin, with b"". A ValueError of it means
+    that stdin is of no use any more. `fail` gets any ScuttleupError of it. Both are called from the
+    thread of the typist.
+    """
+
+    def __init__(self, take: Callable[[bytes], object], fail: Callable[[Exception], None]) -> None:
+        self._take = take
+        self._fail = fail
+        self._stdin = _unbuffered(0, "rb")
+        self._last = LAST_BYTES  # how many bytes may still be taken at the end
+        # A pipe of which the one end can be read once the other is closed: it is time to end.
+        self._end, self._ender = os.pipe()
+        if hasattr(signal, "SIGTTIN"):
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            while (data := self._read()) is not None:
+                self._take(data)
+                if not data:
+                    return
+        except ValueError as error:
+            logger.warning("stdin: %s; nothing more is read", error)
+        except ScuttleupError as error:
+            self._fail(error)
+        except OSError:  # there is no stdin
+            pass
+
+    def _read(self) -> bytes | None:
+        """What comes next; b"" at the end of stdin, None when there is no more before we end."""
+        if os.name != "posix":
+            return self._stdin.read(READ_BYTES)
+        from select import select  # only here: on other systems it knows nothing but sockets
+
+        while True:
+            ready = select([self._stdin, self._end], [], [])[0]
+            if self._stdin not in ready or self._last <= 0:
+                return None
+            if _may_read(self._stdin) and (data := _read_now(self._stdin)) is not None:
+                if self._end in ready:
+                    self._last -= len(data)
+                return data
+            if select([self._end], [], [], LOOK)[0]:
+                return None
+
+    def __enter__(self) -> Typist:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        os.close(self._ender)
+        if os.name == "posix":
+            self._thread.join()
+
+
+class Messages(logging.Handler):
+    """Writes to stderr what is logged. Leaving the `with` writes what was logged by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stderr = _unbuffered(2, "wb")
+        self._encoding = sys.stderr.encoding
+        self._figure: Callable[[], str] | None = None
+        self._queue: queue.Queue[str | None] = queue.Queue(MAX_MESSAGES)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def show(self, figure: Callable[[], str]) -> None:
+        """Show what `figure` returns, again and again. What comes next is written over it."""
+        self._figure = figure
+        self._put(figure() + "\r")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._put(f"scuttleup: {self.format(record)}{os.linesep}")
+
+    def _put(self, text: str | None) -> None:
+        with suppress(queue.Full):
+            self._queue.put_nowait(text)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                text = self._queue.get(timeout=LOOK if self._figure else None)
+            except queue.Empty:
+                text = self._figure() + "\r" if self._figure else ""
+            if text is None:
+                return
+            data = text.encode(self._encoding, "backslashreplace")
+            with suppress(OSError):
+                while data:
+                    data = data[_write(self._stderr, data) :]
+
+    def __enter__(self) -> Messages:
+        self._thread.start()
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        logger.removeHandler(self)
+        self._put(None)
+        self._thread.join(PATIENCE)
+
+
+def _unbuffered(fd: int, mode: Literal["rb", "wb"]) -> FileIO:
+    """A file without a buffer, so without a lock that a blocked thread would hold at the end.
+
+    On Windows, a console that is opened like this takes and gives UTF-8.
+    """
+    return open(fd, mode, buffering=0, closefd=False)
+
+
+def _may_read(stdin: FileIO) -> bool:
+    """Whether stdin is not a terminal that somebody else uses now."""
+    if not stdin.isatty():
+        return True
+    import termios  # only here: other systems do not have it
+
+    try:
+        in_front = os.tcgetpgrp(stdin.fileno()) == os.getpgrp()
+    except OSError:  # it does not control this process, so there is no front and no background
+        in_front = True
+    return in_front and bool(termios.tcgetattr(stdin)[3] & termios.ICANON)
+
+
+def _read_now(stdin: FileIO) -> bytes | None:
+    """What is there to read; None if somebody else was faster or the terminal is not ours now."""
+    try:
+        return stdin.read(READ_BYTES)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None
+
+
+def _write(file: FileIO, data: bytes) -> int:
+    """Write some of `data` and return how much."""
+    written = file.write(data)
+    if written is None:  # another program that has this file made it one that does not wait
+        time.sleep(0.05)
+    return written or 0
