@@ -181,8 +181,8 @@ class Typist:
         from select import select  # only here: on other systems it knows nothing but sockets
 
         while True:
-            ready = select([self._stdin, self._end], [], [])[0]
-            if self._stdin not in ready or self._last <= 0:
+            ready = select([0, self._end], [], [])[0]
+            if 0 not in ready or self._last <= 0:
                 return None
             if _may_read(self._stdin) and (data := _read_now(self._stdin)) is not None:
                 if self._end in ready:
