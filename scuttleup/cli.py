@@ -27,15 +27,14 @@ import os
 import signal
 import sys
 from base64 import b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from .changes import Change
-from .errors import DatabaseError, ScuttleupError
+from .errors import ScuttleupError
 from .limits import MAX_ENTRY
 from .log import Scuttleup
+from .log import open as open_logs
 
 EPILOG = """\
 Exit status: 0 when all went well; 1 after an error, told in one line; 2 for wrong arguments;
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        with _open(args.db) as logs:
+        with open_logs(args.db) as logs:
             status = int(args.run(logs, args) or 0)
             sys.stdout.flush()  # here, where what is wrong with it is told
             return status
@@ -73,25 +72,6 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 0 if getattr(args, "live", False) else 130
-
-
-@contextmanager
-def _open(path: str) -> Iterator[Scuttleup]:
-    import plyvel
-
-    # Create it only where there is nothing: LevelDB would make a new one over a damaged one.
-    is_new = not os.path.exists(path)
-    try:
-        db = plyvel.DB(path, create_if_missing=is_new, paranoid_checks=True)
-        logs = Scuttleup(db)
-        try:
-            yield logs
-        finally:
-            logs.close()
-            db.close()
-    except plyvel.Error as error:
-        held = " (another process has it open)" if b"/LOCK: " in error.args[0] else ""
-        raise DatabaseError(f"{path}: {error.args[0].decode()}{held}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -216,8 +216,8 @@ class Peer:
         self._first_spare = _limit_descriptors(self._max_connections)
         sockets = await _listen(self._listen) if self._listen else []
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
-        # Nothing is read from this follower. It is here because it is woken when the logs close.
-        self._sentinel = self._logs._store.follow({}, snapshot=False, live=True, wake=wake)
+        # This follower gives nothing to read. It is here to be woken when the logs are closed.
+        self._sentinel = self._logs._store.follow({}, snapshot=False, live=False, wake=wake)
         await self._group.__aenter__()
         for sock, address in zip(sockets, self.addresses, strict=True):
             text = f"listening on {_name(address)}"
