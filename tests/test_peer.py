@@ -1,0 +1,576 @@
+"""`Peer`: connected for as long as its `async with` runs, whoever comes, breaks off or attacks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import plyvel
+import pytest
+import trustme
+
+import scuttleup.peer
+from scuttleup import (
+    ConnectionLost,
+    DatabaseError,
+    Peer,
+    ProtocolError,
+    Replicated,
+    Scuttleup,
+    ScuttleupError,
+    Tls,
+    load_tls,
+)
+from scuttleup.messages import encode_handshake
+
+LIMIT = 30  # seconds, for what should take a moment
+HERE = ("127.0.0.1", 0)
+ROOT = Path(__file__).parent.parent
+
+NewLogs = Callable[..., Scuttleup]
+
+
+def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), LIMIT))
+
+    return run
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def has(logs: Scuttleup, *heads: tuple[str, int]) -> None:
+    await until(lambda: all(logs.head.get(peer) == seq for peer, seq in heads))
+
+
+def told(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    messages = [record.getMessage() for record in caplog.records if record.name == "scuttleup"]
+    return [message for message in messages if text in message]
+
+
+@pytest.fixture
+def alice(new_logs: NewLogs) -> Scuttleup:
+    return new_logs("alice")
+
+
+@pytest.fixture
+def bob(new_logs: NewLogs) -> Scuttleup:
+    return new_logs("bob")
+
+
+# --- What it is for ---
+
+
+@asynchronous
+async def test_two_peers_exchange_what_they_have_and_what_comes(
+    alice: Scuttleup, bob: Scuttleup
+) -> None:
+    alice.append("before")
+    async with (
+        Peer(alice, listen=HERE) as server,
+        Peer(bob, connect=server.addresses) as client,
+    ):
+        bob.append("after")
+        await has(alice, ("alice", 1), ("bob", 1))
+        await has(bob, ("alice", 1), ("bob", 1))
+        assert client.connected == server.addresses
+        assert [host for host, _ in server.connected] == ["127.0.0.1"]
+    assert client.connected == server.connected == []
+
+
+@asynchronous
+async def test_a_name_means_all_its_addresses(alice: Scuttleup, bob: Scuttleup) -> None:
+    async with Peer(alice, listen=("localhost", 0)) as server:
+        for _, port in server.addresses:
+            assert port > 0
+        async with Peer(bob, connect=[("localhost", server.addresses[0][1])]) as client:
+            await until(lambda: client.connected)
+
+
+@asynchronous
+async def test_not_live_it_ends_when_all_is_exchanged(alice: Scuttleup, bob: Scuttleup) -> None:
+    alice.extend(["1", "2", "3"])
+    bob.append("4")
+    async with (
+        Peer(alice, listen=HERE, live=False) as server,
+        Peer(bob, connect=server.addresses, live=False) as client,
+    ):
+        assert (await client.wait())[:2] == (1, 3)
+        assert (await server.wait())[:2] == (3, 1)
+    assert (client.failures, server.failures) == (0, 0)
+    assert alice.head == bob.head
+
+
+@asynchronous
+async def test_not_live_a_peer_that_is_not_there_is_a_failure(alice: Scuttleup) -> None:
+    async with Peer(alice, connect=[("127.0.0.1", 1)], live=False) as peer:
+        assert (await peer.wait())[:2] == (0, 0)
+        assert peer.failures == 1
+
+
+@asynchronous
+async def test_mode_push_takes_nothing(alice: Scuttleup, bob: Scuttleup) -> None:
+    alice.append("a")
+    bob.append("b")
+    async with (
+        Peer(alice, listen=HERE) as server,
+        Peer(bob, connect=server.addresses, live=False, mode="push") as client,
+    ):
+        assert (await client.wait())[:2] == (1, 0)
+
+
+# --- How it ends ---
+
+
+def descriptors() -> set[str]:
+    """What is open, apart from the folder that lists it."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+    return {entry for entry in found if "/proc/" not in entry}
+
+
+@asynchronous
+async def test_leaving_leaves_no_task_and_no_socket(
+    alice: Scuttleup, new_logs: NewLogs, tls: Tls, caplog: pytest.LogCaptureFixture
+) -> None:
+    bob, carol = new_logs("bob"), new_logs("carol")
+    with socket.create_server(HERE) as full:  # a remote that never says anything
+        before = descriptors()
+        async with (
+            Peer(alice, listen=HERE) as server,
+            Peer(bob, connect=[*server.addresses, full.getsockname()]) as client,
+            Peer(carol, listen=HERE, tls=tls) as secure,
+        ):
+            for address in (*server.addresses, *secure.addresses):  # who never say anything either
+                await asyncio.open_connection(*address)
+            await until(lambda: len(server.connected) == len(client.connected) == 2)
+            await until(lambda: len(secure._links) == 1)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            assert "StreamReaderProtocol" in repr(task)  # our own two strangers
+        opened = descriptors() - before
+        assert len(opened) == 2, opened
+
+
+@asynchronous
+async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup) -> None:
+    async with (
+        Peer(alice, listen=HERE) as server,
+        Peer(bob, connect=server.addresses) as client,
+    ):
+        await until(lambda: server.connected and client.connected)
+        threading.Thread(target=bob.close).start()
+        await client.wait()
+        alice.close()
+        await server.wait()
+        await until(lambda: not server.connected)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*server.addresses[0])
+
+
+@asynchronous
+async def test_closed_logs_cannot_be_connected(alice: Scuttleup) -> None:
+    alice.close()
+    with pytest.raises(ScuttleupError, match="closed"):
+        async with Peer(alice, listen=HERE):
+            pass
+
+
+@asynchronous
+async def test_trouble_with_our_own_database_ends_the_body_and_reaches_the_user(
+    alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = OSError("no space")
+
+    def fail(*_: object) -> int:
+        raise DatabaseError("alice.db cannot be written") from cause
+
+    monkeypatch.setattr(alice._store, "write", fail)
+    bob.append("too much")
+    with pytest.raises(DatabaseError, match="cannot be written") as caught:
+        async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses):
+            await asyncio.get_running_loop().create_future()  # something that has no end
+    assert caught.value.__cause__ is cause
+    current = asyncio.current_task()
+    assert current
+    assert not current.cancelling()  # whoever catches the error can go on
+
+
+@asynchronous
+async def test_an_error_of_the_body_stays_what_it_is(alice: Scuttleup) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with Peer(alice, listen=HERE):
+            raise KeyError("mine")
+
+
+@asynchronous
+async def test_a_name_server_that_does_not_answer_does_not_keep_it(
+    alice: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def look_up(*_: object, **__: object) -> list[Any]:
+        asked.set()
+        answer.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with Peer(alice, connect=[("example.invalid", 1)]):
+        await until(asked.is_set)
+    answer.set()
+
+
+# --- Coming back ---
+
+
+@asynchronous
+async def test_it_comes_back_to_a_peer_that_was_away(
+    alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.01)
+    async with Peer(alice, listen=HERE) as server:
+        address = server.addresses[0]
+        client = await Peer(bob, connect=[address]).__aenter__()
+        await until(lambda: client.connected)
+    await until(lambda: client.failures)
+    bob.append("while you were away")
+    async with Peer(alice, listen=address):
+        await has(alice, ("bob", 1))
+        await client.__aexit__(None, None, None)
+
+
+@asynchronous
+async def test_a_wait_grows_until_a_link_outlasts_it_and_is_long_after_an_error(
+    alice: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+    waits: list[float] = []
+    exchanges = [ConnectionLost("a"), ConnectionLost("b"), None, "long", ProtocolError("c"), None]
+    future = asyncio.get_running_loop().create_future()
+
+    async def wait(delay: float) -> None:
+        if delay:
+            waits.append(delay)
+            if len(waits) == len(exchanges):
+                future.set_result(None)
+                await sleep(LIMIT)
+        await sleep(0)
+
+    async def replicate(*_: object, **__: object) -> Replicated:
+        what = exchanges[len(waits)]
+        if isinstance(what, Exception):
+            raise what
+        if what == "long":
+            await sleep(1)
+        return alice.create_replication_stream().replicated
+
+    for name, value in (("FIRST_DELAY", 0.2), ("LONGEST_DELAY", 0.8), ("ERROR_DELAY", 99)):
+        monkeypatch.setattr(scuttleup.peer, name, value)
+    monkeypatch.setattr(random, "uniform", max)
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    monkeypatch.setattr(alice, "replicate", replicate)
+    with socket.create_server(HERE, backlog=len(exchanges)) as remote:
+        async with Peer(alice, connect=[remote.getsockname()]):
+            await future
+    assert waits == [0.2, 0.4, 0.8, 0.2, 99, 0.8]
+
+
+# --- Strangers ---
+
+
+@asynchronous
+async def test_what_one_remote_does_wrong_is_told_and_ends_no_other(
+    alice: Scuttleup, bob: Scuttleup, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses) as client:
+        await until(lambda: client.connected)
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        host, port = writer.get_extra_info("sockname")
+        writer.write(b"\x04GET / HTTP/1.1\r\n\r\n")
+        await reader.read()
+        await until(lambda: told(caplog, f"{host}:{port}: "))
+        bob.append("still there?")
+        await has(alice, ("bob", 1))
+        writer.close()
+
+
+async def served(address: tuple[str, int]) -> StreamPair | None:
+    """A connection that got a handshake; None if it was closed at once."""
+    reader, writer = await asyncio.open_connection(*address)
+    with suppress(ConnectionError):
+        if await reader.read(1):
+            return reader, writer
+    writer.close()
+    return None
+
+
+StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynchronous
+async def test_one_connection_too_many_is_closed_at_once_and_told_once(
+    alice: Scuttleup, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Peer(alice, listen=HERE, max_connections=2) as peer:
+        [address] = peer.addresses
+        first, second = await served(address), await served(address)
+        assert first
+        assert second
+        assert not await served(address)
+        assert not await served(address)
+        assert len(told(caplog, "too many")) == 1
+        first[1].close()
+        await until(lambda: len(peer._links) == 1)
+        third = await served(address)
+        assert third
+        for _, writer in (second, third):
+            writer.close()
+
+
+@asynchronous
+async def test_strangers_do_not_take_the_places_of_those_we_connect_to(
+    alice: Scuttleup, bob: Scuttleup
+) -> None:
+    bob.append("hello")
+    with socket.create_server(HERE) as free:  # for a port that nobody listens on yet
+        address = free.getsockname()
+    async with Peer(alice, listen=HERE, connect=[address], max_connections=2) as peer:
+        stranger = await served(peer.addresses[0])
+        assert stranger
+        assert not await served(peer.addresses[0])
+        async with Peer(bob, listen=address):
+            await has(alice, ("bob", 1))
+        stranger[1].close()
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[Callable[[int], None]]:
+    """Lowers the limit of this process to that many more than it has open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def lower(more: int) -> None:
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, before[1]))
+
+    yield lower
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@asynchronous
+async def test_out_of_descriptors_it_serves_again_when_there_are_some(
+    alice: Scuttleup,
+    few_descriptors: Callable[[int], None],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with Peer(alice, listen=HERE) as peer:
+        with socket.socket() as stranger, ExitStack() as rest:
+            stranger.setblocking(False)
+            few_descriptors(5)
+            with suppress(OSError):
+                while True:
+                    rest.callback(os.close, os.dup(0))
+            await loop.sock_connect(stranger, peer.addresses[0])
+            await until(lambda: told(caplog, "cannot accept a connection: Too many open files"))
+            rest.close()
+            assert await loop.sock_recv(stranger, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+@asynchronous
+async def test_the_soft_limit_of_descriptors_is_raised_as_far_as_that_needs(
+    alice: Scuttleup, few_descriptors: Callable[[int], None]
+) -> None:
+    few_descriptors(200)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    async with Peer(alice, listen=HERE, max_connections=10) as peer:
+        assert peer._first_spare == max(soft, 266) - 64
+    async with Peer(alice, listen=HERE, max_connections=1000) as peer:
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1256
+        assert peer._first_spare == 1192
+
+
+@asynchronous
+async def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
+    alice: Scuttleup, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "scuttleup")
+    monkeypatch.setattr(scuttleup.peer, "TELL_SECONDS", 0.2)
+    events = scuttleup.peer._Events()
+    for n in range(10):
+        events.tell("came", logging.INFO, f"{n} came")
+    events.tell("left", logging.INFO, "0 left")
+    assert told(caplog, "") == ["0 came", "0 left"]
+    await until(lambda: len(told(caplog, "")) == 3)
+    assert told(caplog, "9 came") == ["9 came (9 of this kind in 0 seconds)"]
+    await until(lambda: not events._timers)
+    events.tell("came", logging.INFO, "1 came again")
+    assert told(caplog, "again")
+    events.close()
+
+
+@asynchronous
+async def test_it_prints_nothing(
+    alice: Scuttleup, bob: Scuttleup, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # As in a program that has not set up any logging.
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        async with (
+            Peer(alice, listen=HERE) as server,
+            Peer(bob, connect=[*server.addresses, ("127.0.0.1", 1)]) as client,
+        ):
+            await until(lambda: client.failures and client.connected)
+    finally:
+        root.handlers = handlers
+    assert capfd.readouterr() == ("", "")
+
+
+# --- TLS ---
+
+
+def make_certificates(folder: Path, name: str, ca: trustme.CA) -> list[str]:
+    cert = ca.issue_cert("not.where.it.runs.example")
+    paths = [str(folder / f"{name}{end}") for end in (".pem", "-key.pem", "-ca.pem")]
+    cert.cert_chain_pems[0].write_to_path(paths[0])
+    cert.private_key_pem.write_to_path(paths[1])
+    ca.cert_pem.write_to_path(paths[2])
+    return paths
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    return load_tls(*make_certificates(tmp_path, "us", trustme.CA()))
+
+
+@asynchronous
+async def test_with_tls_those_with_a_certificate_meet_and_strangers_do_not(
+    alice: Scuttleup, bob: Scuttleup, tls: Tls, tmp_path: Path
+) -> None:
+    alice.append("secret")
+    theirs = load_tls(*make_certificates(tmp_path, "stranger", trustme.CA()))
+    async with Peer(alice, listen=HERE, tls=tls) as server:
+        for other in (None, theirs):
+            async with Peer(bob, connect=server.addresses, tls=other, live=False) as client:
+                await client.wait()
+                assert client.failures
+                assert bob.head == {}
+        async with Peer(bob, connect=server.addresses, tls=tls, live=False) as client:
+            assert (await client.wait())[:2] == (0, 1)
+
+
+def test_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:
+    cert, key, ca = make_certificates(tmp_path, "us", trustme.CA())
+    for files in ((key, cert, ca), (cert, key, "missing.pem"), (cert, key, "")):
+        with pytest.raises(ValueError, match="certificates") as caught:
+            load_tls(*files)
+        assert str(files[2]) in str(caught.value)
+
+
+# --- Wrong arguments, and addresses that cannot be had ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({}, ValueError, "needs an address"),
+        ({"listen": "127.0.0.1:2014"}, TypeError, "127.0.0.1:2014"),
+        ({"listen": ("127.0.0.1", "2014")}, TypeError, "'2014'"),
+        ({"listen": ("", 2014)}, ValueError, "''"),
+        ({"connect": ("127.0.0.1", 2014)}, TypeError, "'127.0.0.1'"),
+        ({"connect": [("127.0.0.1", 65536)]}, ValueError, "65536"),
+        ({"connect": [("127.0.0.1", -1)]}, ValueError, "-1"),
+        ({"listen": HERE, "mode": "pushpull"}, ValueError, "pushpull"),
+        ({"listen": HERE, "max_connections": 0}, ValueError, "not 0"),
+        ({"listen": HERE, "max_connections": "1"}, ValueError, "'1'"),
+        ({"listen": HERE, "tls": ("a", "b", "c")}, TypeError, "load_tls"),
+        ({"connect": [HERE, HERE], "max_connections": 1}, ValueError, "2 addresses"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    arguments: dict[str, Any], error: type[Exception], named: str, logs: Scuttleup
+) -> None:
+    with pytest.raises(error, match=named):
+        Peer(logs, **arguments)
+
+
+@pytest.mark.parametrize("address", [("203.0.113.1", 0), ("a..b", 0), ("name.invalid", 0)])
+@asynchronous
+async def test_an_address_that_it_cannot_listen_on_is_named(
+    alice: Scuttleup, address: tuple[str, int]
+) -> None:
+    with pytest.raises(ScuttleupError, match=f"cannot listen on {address[0]}:0: ."):
+        async with Peer(alice, listen=address):
+            pass
+
+
+@asynchronous
+async def test_two_peers_cannot_listen_on_one_address(alice: Scuttleup, bob: Scuttleup) -> None:
+    async with Peer(alice, listen=HERE) as peer:
+        with pytest.raises(ScuttleupError, match="Address already in use"):
+            async with Peer(bob, listen=peer.addresses[0]):
+                pass
+
+
+# --- Whole programs ---
+
+SERVER = """
+import asyncio
+import scuttleup
+
+async def serve(logs):
+    async with scuttleup.Peer(logs, listen=("127.0.0.1", 2014)) as peer:
+        await peer.wait()
+
+try:
+    with scuttleup.open("alice.db") as logs:
+        asyncio.run(serve(logs))
+except KeyboardInterrupt:
+    pass
+"""
+CLIENT = """
+import asyncio
+import scuttleup
+
+async def exchange(logs):
+    async with scuttleup.Peer(logs, connect=[("127.0.0.1", 2014)], live=False) as peer:
+        return await peer.wait()
+
+with scuttleup.open("bob.db", value_encoding="utf-8") as logs:
+    print(asyncio.run(exchange(logs)))
+"""
+CHAT = """
+import asyncio, threading
+import scuttleup
+
+async def chat(logs):
+    threading.Thread(target=lambda: [*map(logs.append, open(0, closefd=False))], daemon=True).start()
+    async with scuttleup.Peer(logs, connect=[("127.0.0.1", 2014)]):
+        async for change in logs.create_read_stream(tail=True):
+            print(change, flush=True)
+try:
+    with scuttleup.open("carol.db", value_encoding="utf-8") as logs:
+        asyncio.run(chat(logs))
+except KeyboardInterrupt:
+    pass
+"""
