@@ -18,7 +18,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import plyvel
 import pytest
 import trustme
 
@@ -34,7 +33,6 @@ from scuttleup import (
     Tls,
     load_tls,
 )
-from scuttleup.messages import encode_handshake
 
 LIMIT = 30  # seconds, for what should take a moment
 HERE = ("127.0.0.1", 0)
@@ -150,24 +148,26 @@ def descriptors() -> set[str]:
 
 @asynchronous
 async def test_leaving_leaves_no_task_and_no_socket(
-    alice: Scuttleup, new_logs: NewLogs, tls: Tls, caplog: pytest.LogCaptureFixture
+    alice: Scuttleup, bob: Scuttleup, new_logs: NewLogs, tls: Tls
 ) -> None:
-    bob, carol = new_logs("bob"), new_logs("carol")
+    carol = new_logs("carol")
     with socket.create_server(HERE) as full:  # a remote that never says anything
-        before = descriptors()
+        tasks, before = asyncio.all_tasks(), descriptors()
         async with (
             Peer(alice, listen=HERE) as server,
             Peer(bob, connect=[*server.addresses, full.getsockname()]) as client,
             Peer(carol, listen=HERE, tls=tls) as secure,
         ):
-            for address in (*server.addresses, *secure.addresses):  # who never say anything either
+            strangers = [
                 await asyncio.open_connection(*address)
+                for address in (*server.addresses, *secure.addresses)
+            ]
             await until(lambda: len(server.connected) == len(client.connected) == 2)
             await until(lambda: len(secure._links) == 1)
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            assert "StreamReaderProtocol" in repr(task)  # our own two strangers
-        opened = descriptors() - before
-        assert len(opened) == 2, opened
+        assert asyncio.all_tasks() == tasks
+        assert len(descriptors() - before) == len(strangers)
+        for _, writer in strangers:
+            writer.close()
 
 
 @asynchronous
@@ -312,6 +312,9 @@ async def test_what_one_remote_does_wrong_is_told_and_ends_no_other(
         writer.close()
 
 
+StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 async def served(address: tuple[str, int]) -> StreamPair | None:
     """A connection that got a handshake; None if it was closed at once."""
     reader, writer = await asyncio.open_connection(*address)
@@ -320,9 +323,6 @@ async def served(address: tuple[str, int]) -> StreamPair | None:
             return reader, writer
     writer.close()
     return None
-
-
-StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynchronous
@@ -532,7 +532,7 @@ async def test_two_peers_cannot_listen_on_one_address(alice: Scuttleup, bob: Scu
                 pass
 
 
-# --- Whole programs ---
+# --- Whole programs, as the README has them ---
 
 SERVER = """
 import asyncio
@@ -548,6 +548,11 @@ try:
 except KeyboardInterrupt:
     pass
 """
+CLOSED_BY_A_SIGNAL = SERVER.replace(
+    "        asyncio.run",
+    "        import signal; signal.signal(signal.SIGINT, lambda *_: logs.close())\n"
+    "        asyncio.run",
+)
 CLIENT = """
 import asyncio
 import scuttleup
@@ -556,21 +561,97 @@ async def exchange(logs):
     async with scuttleup.Peer(logs, connect=[("127.0.0.1", 2014)], live=False) as peer:
         return await peer.wait()
 
-with scuttleup.open("bob.db", value_encoding="utf-8") as logs:
+with scuttleup.open("bob.db") as logs:
     print(asyncio.run(exchange(logs)))
 """
 CHAT = """
-import asyncio, threading
+import asyncio
+from threading import Thread
 import scuttleup
 
 async def chat(logs):
-    threading.Thread(target=lambda: [*map(logs.append, open(0, closefd=False))], daemon=True).start()
     async with scuttleup.Peer(logs, connect=[("127.0.0.1", 2014)]):
         async for change in logs.create_read_stream(tail=True):
             print(change, flush=True)
+
 try:
     with scuttleup.open("carol.db", value_encoding="utf-8") as logs:
+        Thread(target=lambda: [logs.append(line[:-1]) for line in open(0)], daemon=True).start()
         asyncio.run(chat(logs))
 except KeyboardInterrupt:
     pass
 """
+
+
+class Program:
+    """A running Python program of ours, with its own port instead of 2014."""
+
+    def __init__(self, code: str, folder: Path, port: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code.replace("2014", str(port))],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def result(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=LIMIT)
+        return self.process.returncode, out, err
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(HERE) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("code", [SERVER, CLOSED_BY_A_SIGNAL], ids=["Ctrl-C", "logs.close()"])
+@asynchronous
+async def test_one_ctrl_c_ends_a_server_in_silence(
+    code: str, bob: Scuttleup, free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.01)
+    address = ("127.0.0.1", free_port)
+    with Program(code, tmp_path, free_port) as server:
+        async with Peer(bob, connect=[address] * 3) as peer:
+            await until(lambda: len(peer.connected) == 3)
+            with socket.create_connection(address):  # and one who says nothing
+                server.process.send_signal(signal.SIGINT)
+                assert server.result() == (0, "", "")
+
+
+@asynchronous
+async def test_a_client_says_what_it_sent_and_received(alice: Scuttleup, tmp_path: Path) -> None:
+    alice.extend(["1", "2"])
+    async with Peer(alice, listen=HERE) as peer:
+        with Program(CLIENT, tmp_path, peer.addresses[0][1]) as client:
+            status, out, err = await asyncio.to_thread(client.result)
+    assert (status, err) == (0, "")
+    assert out.startswith("Replicated(sent=0, received=2")
+
+
+@asynchronous
+async def test_one_ctrl_c_ends_a_chat_in_silence(alice: Scuttleup, tmp_path: Path) -> None:
+    alice.append("hello")
+    async with Peer(alice, listen=HERE) as peer:
+        with Program(CHAT, tmp_path, peer.addresses[0][1]) as chat:
+            assert chat.process.stdin
+            assert chat.process.stdout
+            read = chat.process.stdout.readline
+            assert "'hello'" in await asyncio.to_thread(read)
+            chat.process.stdin.write("hello yourself\n")
+            chat.process.stdin.flush()
+            assert "'hello yourself'" in await asyncio.to_thread(read)
+            await until(lambda: len(alice.head) == 2)
+            chat.process.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(chat.result) == (0, "", "")
