@@ -93,3 +93,5 @@ BACKLOG = 256
 CONNECT_SECONDS = 60
 # Seconds in which the same event is told once, so that strangers cannot fill anybody's log.
 TELL_SECONDS = 60
+# Events that are told within that time before those of further remotes are told together.
+MAX_TOLD = 100

@@ -64,6 +64,7 @@ from .limits import (
     BACKLOG,
     CONNECT_SECONDS,
     MAX_CONNECTIONS,
+    MAX_TOLD,
     SPARE_DESCRIPTORS,
     TELL_SECONDS,
 )
@@ -220,8 +221,7 @@ class Peer:
         self._sentinel = self._logs._store.follow({}, snapshot=False, live=False, wake=wake)
         await self._group.__aenter__()
         for sock, address in zip(sockets, self.addresses, strict=True):
-            text = f"listening on {_name(address)}"
-            self._events.tell(text, logging.INFO, text)
+            logger.info("listening on %s", _name(address))
             self._acceptors.add(self._group.create_task(self._accept(sock)))
         for address in self._connect:
             self._start(self._stay_connected(address))
@@ -268,22 +268,23 @@ class Peer:
     # --- Those who come ---
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         with listener:
             while True:
                 try:
-                    sock, address = await loop.sock_accept(listener)
+                    sock, address = await _accept_one(listener)
                 except OSError as error:
                     # Out of descriptors or memory, most likely. It passes, so try again.
-                    self._warn("cannot accept a connection", _reason(error))
+                    text = f"cannot accept a connection: {_reason(error)}"
+                    self._events.tell(logging.WARNING, "not accepted", text)
                     await asyncio.sleep(ACCEPT_PAUSE)
                     continue
                 if len(self._links) < self._max_connections and self._may_keep(sock):
                     self._start(self._serve(sock, address[:2]))
                 else:
                     sock.close()
-                    self._warn("a connection was closed", "there are too many")
-                await asyncio.sleep(0)  # while connections wait, sock_accept lets nobody else run
+                    text = f"{_name(address[:2])}: closed, as there are too many connections"
+                    self._events.tell(logging.WARNING, "too many", text)
+                await asyncio.sleep(0)  # while connections are waiting, nobody else would run
 
     def _may_keep(self, sock: socket.socket) -> bool:
         return not self._first_spare or sock.fileno() < self._first_spare
@@ -299,10 +300,11 @@ class Peer:
                 )
             except OSError as error:  # the TLS handshake failed
                 self.failures += 1
-                self._warn("a connection failed", f"{_name(address)}: {_reason(error)}")
+                text = f"{_name(address)}: {_reason(error)}"
+                self._events.tell(logging.WARNING, "lost", text, who=address[0])
                 return
             writer = StreamWriter(transport, protocol, reader, loop)
-            await self._exchange(address, "", reader, writer)
+            await self._exchange(address, address[0], reader, writer)
 
     # --- Those whom we connect to ---
 
@@ -316,7 +318,8 @@ class Peer:
                 reader, writer = await self._open(address)
             except (OSError, UnicodeError) as error:  # the latter for what no host can be called
                 self.failures += 1
-                self._warn(f"{name}: cannot connect", _reason(error))
+                text = f"{name}: cannot connect: {_reason(error)}"
+                self._events.tell(logging.WARNING, "not connected", text, who=name)
             else:
                 begun = now()
                 in_error = await self._exchange(address, name, reader, writer)
@@ -360,23 +363,24 @@ class Peer:
     # --- Both ---
 
     async def _exchange(
-        self, address: Address, name: str, reader: StreamReader, writer: StreamWriter
+        self, address: Address, who: str, reader: StreamReader, writer: StreamWriter
     ) -> bool:
         """Replicate until that ends, and return whether the remote was in error.
 
-        `name` makes the events of this remote its own. Those whom we do not know have none.
+        `who` is whose events are told apart from those of others: see `_Events`.
         """
         self._exchanges = number = self._exchanges + 1
         self._connected[number] = address
-        who = _name(address)
-        self._events.tell(f"{name} connected", logging.INFO, f"{who}: connected")
+        name = _name(address)
+        self._events.tell(logging.INFO, "connected", f"{name}: connected", who=who)
         in_error = False
         try:
             result = await self._logs.replicate(reader, writer, mode=self._mode, live=self._live)
         except (ProtocolError, ConnectionLost) as error:
             self.failures += 1
             in_error = isinstance(error, ProtocolError)
-            self._events.tell(f"{name} {type(error)}", logging.WARNING, f"{who}: {error}")
+            kind = "in error" if in_error else "lost"
+            self._events.tell(logging.WARNING, kind, f"{name}: {error}", who=who)
         except ScuttleupError:
             if not self._sentinel.closed:  # these logs were closed just before we used them
                 raise
@@ -385,7 +389,7 @@ class Peer:
                 self._replicated.sent + result.sent, self._replicated.received + result.received
             )
             if self._live:
-                self._events.tell(f"{name} gone", logging.INFO, f"{who}: gone")
+                self._events.tell(logging.INFO, "gone", f"{name}: gone", who=who)
         finally:
             del self._connected[number]
             writer.transport.abort()
@@ -393,35 +397,36 @@ class Peer:
                 await writer.wait_closed()
         return in_error
 
-    def _warn(self, event: str, reason: str) -> None:
-        self._events.tell(event, logging.WARNING, f"{event}: {reason}")
-
 
 class _Events:
     """Tells the logger what happened. The same event is told once a minute, with a count.
 
     The first of its kind is told at once. Those that follow within a minute are counted, and the
-    last of them is told with their number when the minute is over. Whether two events are the same
-    is up to the key, not the text, since a stranger chooses much of the text.
+    last of them is told with their number when the minute is over. Two events are the same if they
+    are of one kind and happened with the same remote. The text does not matter, because a stranger
+    chooses much of it. When there are many remotes, the events of the others are told together.
     """
 
     def __init__(self) -> None:
-        # How many were not told, and the last of them.
-        self._untold: dict[str, tuple[int, str]] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        # Those that were told in the last minute, by kind and remote.
+        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        # How many more there were of each, and the text of the last one.
+        self._untold: dict[tuple[str, str], tuple[int, str]] = {}
 
-    def tell(self, key: str, level: int, text: str) -> None:
+    def tell(self, level: int, kind: str, text: str, *, who: str = "") -> None:
+        """Tell, or count, an event of this kind. `who` is the remote, in so far as it is known."""
+        key = (kind, who if len(self._timers) < MAX_TOLD else "")
         if key in self._timers:
             self._untold[key] = (self._untold.get(key, (0, ""))[0] + 1, text)
             return
         logger.log(level, "%s", text)
         self._begin_minute(key, level)
 
-    def _begin_minute(self, key: str, level: int) -> None:
+    def _begin_minute(self, key: tuple[str, str], level: int) -> None:
         loop = asyncio.get_running_loop()
         self._timers[key] = loop.call_later(TELL_SECONDS, self._end_minute, key, level)
 
-    def _end_minute(self, key: str, level: int) -> None:
+    def _end_minute(self, key: tuple[str, str], level: int) -> None:
         del self._timers[key]
         if key in self._untold:
             count, text = self._untold.pop(key)
@@ -455,6 +460,32 @@ async def _listen(address: Address) -> list[socket.socket]:
             sock.close()
         raise ScuttleupError(f"cannot listen on {_name(address)}: {_reason(error)}") from error
     return sockets
+
+
+async def _accept_one(listener: socket.socket) -> tuple[socket.socket, Any]:
+    """What `loop.sock_accept` does, but safe to be cancelled.
+
+    Cancelled at a bad moment, that one loses a connection and logs a traceback (seen on CPython
+    3.11, and 3.13 has the same code).
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            pass
+        else:
+            sock.setblocking(False)
+            return sock, address
+        readable = asyncio.Event()
+        try:
+            loop.add_reader(listener, readable.set)
+        except NotImplementedError:  # Windows, where it is another function
+            return await loop.sock_accept(listener)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(listener)
 
 
 async def _resolve(host: str, port: int, flags: int = 0) -> list[Any]:

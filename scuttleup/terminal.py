@@ -132,9 +132,9 @@ class Printer:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stream.close()
+        self._ending.set()
         while self._thread.is_alive() and self._may_wait():
             self._thread.join(LOOK)
-        self._ending.set()
         for _ in range(4):
             before = self._progress
             self._thread.join(PATIENCE)

@@ -415,15 +415,22 @@ async def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
 ) -> None:
     caplog.set_level(logging.INFO, "scuttleup")
     monkeypatch.setattr(scuttleup.peer, "TELL_SECONDS", 0.2)
+    monkeypatch.setattr(scuttleup.peer, "MAX_TOLD", 3)
     events = scuttleup.peer._Events()
     for n in range(10):
-        events.tell("came", logging.INFO, f"{n} came")
-    events.tell("left", logging.INFO, "0 left")
-    assert told(caplog, "") == ["0 came", "0 left"]
-    await until(lambda: len(told(caplog, "")) == 3)
-    assert told(caplog, "9 came") == ["9 came (9 of this kind in 0 seconds)"]
+        events.tell(logging.INFO, "came", f"alice {n}", who="alice")
+    events.tell(logging.INFO, "left", "alice left", who="alice")
+    events.tell(logging.INFO, "came", "bob came", who="bob")
+    for n in range(10):
+        events.tell(logging.INFO, "came", f"stranger {n}", who=str(n))
+    assert told(caplog, "") == ["alice 0", "alice left", "bob came", "stranger 0"]
+    await until(lambda: len(told(caplog, "")) == 6)
+    assert told(caplog, "of this kind") == [
+        "alice 9 (9 of this kind in 0 seconds)",
+        "stranger 9 (9 of this kind in 0 seconds)",
+    ]
     await until(lambda: not events._timers)
-    events.tell("came", logging.INFO, "1 came again")
+    events.tell(logging.INFO, "came", "alice again", who="alice")
     assert told(caplog, "again")
     events.close()
 
