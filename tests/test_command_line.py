@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import plyvel
+import psutil
 import pytest
 import trustme
 
@@ -549,6 +551,42 @@ def test_append_that_is_interrupted_is_status_130_and_keeps_whole_lines(
     wait_until_stored(tmp_path, "one")
     assert appender.end(signal.SIGINT)[0] == 130
     assert entries(tmp_path / "logs.db") == ["one"]
+
+
+# --- Very many connections ---
+
+
+def allow(descriptors: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+
+@pytest.mark.parametrize(("descriptors", "strangers"), [(1024, 1113), (40, 80)])
+def test_idle_strangers_take_no_descriptor_that_leveldb_needs(
+    descriptors: int, strangers: int, run: Run, start: Start, tmp_path: Path
+) -> None:
+    ours = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(ours[1], 4096), ours[1]))
+    alice = start("--db", "a.db", "replicate", "--listen", "0", preexec_fn=allow(descriptors))
+    address = f"127.0.0.1:{alice.port()}"
+    bob = start("--db", "b.db", "replicate", address)
+    bob.stderr_line("connected")
+    bob.type("first")
+    alice.stdout_line()
+    with contextlib.ExitStack() as crowd:
+        for _ in range(strangers):
+            port = int(address.rpartition(":")[2])
+            crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        alice.stderr_line("too many")
+        for n in range(600):  # 6 MB, so that LevelDB makes new files
+            bob.type(f"{n:010000}")
+        for n in range(600):
+            assert f"{n:010000}" in alice.stdout_line()
+        assert psutil.Process(alice.process.pid).num_fds() < descriptors
+    # They have left, so others are served.
+    assert run("--db", "c.db", "replicate", "--once", address)[1].count("\n") == 601
+    status, _, err = alice.end()
+    assert status == 0
+    assert len(err) < 1000
 
 
 # --- The terminal ---
