@@ -214,15 +214,17 @@ class Peer:
         def wake() -> None:
             loop.call_soon_threadsafe(self._look)
 
+        # This follower gives nothing to read. It is here to be woken when the logs are closed.
+        self._sentinel = self._logs._store.follow({}, snapshot=False, live=False, wake=wake)
         self._first_spare = _limit_descriptors(self._max_connections)
         sockets = await _listen(self._listen) if self._listen else []
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
-        # This follower gives nothing to read. It is here to be woken when the logs are closed.
-        self._sentinel = self._logs._store.follow({}, snapshot=False, live=False, wake=wake)
         await self._group.__aenter__()
         for sock, address in zip(sockets, self.addresses, strict=True):
             logger.info("listening on %s", _name(address))
-            self._acceptors.add(self._group.create_task(self._accept(sock)))
+            task = self._group.create_task(self._accept(sock))
+            self._acceptors.add(task)
+            self._close_after(task, sock)
         for address in self._connect:
             self._start(self._stay_connected(address))
         return self
@@ -255,10 +257,15 @@ class Peer:
             task.cancel()
         self._over.set()
 
-    def _start(self, link: Coroutine[Any, Any, None]) -> None:
+    def _start(self, link: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._group.create_task(link)
         self._links.add(task)
         task.add_done_callback(self._unlink)
+        return task
+
+    def _close_after(self, task: asyncio.Task[None], sock: socket.socket) -> None:
+        """Close `sock` when `task` is done, also if that was cancelled before its first step."""
+        task.add_done_callback(lambda _: sock.close())
 
     def _unlink(self, task: asyncio.Task[None]) -> None:
         self._links.discard(task)
@@ -268,23 +275,22 @@ class Peer:
     # --- Those who come ---
 
     async def _accept(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                try:
-                    sock, address = await _accept_one(listener)
-                except OSError as error:
-                    # Out of descriptors or memory, most likely. It passes, so try again.
-                    text = f"cannot accept a connection: {_reason(error)}"
-                    self._events.tell(logging.WARNING, "not accepted", text)
-                    await asyncio.sleep(ACCEPT_PAUSE)
-                    continue
-                if len(self._links) < self._max_connections and self._may_keep(sock):
-                    self._start(self._serve(sock, address[:2]))
-                else:
-                    sock.close()
-                    text = f"{_name(address[:2])}: closed, as there are too many connections"
-                    self._events.tell(logging.WARNING, "too many", text)
-                await asyncio.sleep(0)  # while connections are waiting, nobody else would run
+        while True:
+            try:
+                sock, address = await _accept_one(listener)
+            except OSError as error:
+                # Out of descriptors or memory, most likely. It passes, so try again.
+                text = f"cannot accept a connection: {_reason(error)}"
+                self._events.tell(logging.WARNING, "not accepted", text)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            if len(self._links) < self._max_connections and self._may_keep(sock):
+                self._close_after(self._start(self._serve(sock, address[:2])), sock)
+            else:
+                sock.close()
+                text = f"{_name(address[:2])}: closed, as there are too many connections"
+                self._events.tell(logging.WARNING, "too many", text)
+            await asyncio.sleep(0)  # while connections are waiting, nobody else would run
 
     def _may_keep(self, sock: socket.socket) -> bool:
         return not self._first_spare or sock.fileno() < self._first_spare
@@ -293,18 +299,17 @@ class Peer:
         loop = asyncio.get_running_loop()
         reader = StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
-        with sock:
-            try:
-                transport, _ = await loop.connect_accepted_socket(
-                    lambda: protocol, sock, ssl=self._tls and self._tls.server
-                )
-            except OSError as error:  # the TLS handshake failed
-                self.failures += 1
-                text = f"{_name(address)}: {_reason(error)}"
-                self._events.tell(logging.WARNING, "lost", text, who=address[0])
-                return
-            writer = StreamWriter(transport, protocol, reader, loop)
-            await self._exchange(address, address[0], reader, writer)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, sock, ssl=self._tls and self._tls.server
+            )
+        except OSError as error:  # the TLS handshake failed
+            self.failures += 1
+            text = f"{_name(address)}: {_reason(error)}"
+            self._events.tell(logging.WARNING, "lost", text, who=address[0])
+            return
+        writer = StreamWriter(transport, protocol, reader, loop)
+        await self._exchange(address, address[0], reader, writer)
 
     # --- Those whom we connect to ---
 

@@ -49,4 +49,6 @@ def idle_connections() -> tuple[float, float]:
 
 if __name__ == "__main__":
     memory, processor = idle_connections()
-    print(f"{CONNECTIONS} idle connections: {memory:.0f} KiB each, {processor:.1f} % of a processor")
+    print(
+        f"{CONNECTIONS} idle connections: {memory:.0f} KiB each, {processor:.1f} % of a processor"
+    )

@@ -40,6 +40,8 @@ ROOT = Path(__file__).parent.parent
 
 NewLogs = Callable[..., Scuttleup]
 
+pytestmark = pytest.mark.filterwarnings("error")  # a socket that nobody closed is one, for instance
+
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @functools.wraps(test)
@@ -168,6 +170,14 @@ async def test_leaving_leaves_no_task_and_no_socket(
         assert len(descriptors() - before) == len(strangers)
         for _, writer in strangers:
             writer.close()
+
+
+@asynchronous
+async def test_it_can_be_left_at_once(alice: Scuttleup) -> None:
+    async with Peer(alice, listen=HERE) as peer:
+        sock = socket.create_connection(peer.addresses[0])
+    with sock, pytest.raises(ConnectionResetError):
+        sock.recv(1)
 
 
 @asynchronous
