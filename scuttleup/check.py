@@ -18,6 +18,7 @@ from typing import NamedTuple
 from .database import Database
 from .errors import DatabaseError
 from .keys import CHANGES, SEPARATOR, check_peer, unpack_seq
+from .log import Scuttleup
 from .scan import read_runs
 from .signing import FIRST_LINK, check, is_odd, is_signed
 
@@ -39,13 +40,13 @@ class CheckedLog(NamedTuple):
     fault: str
 
 
-def check_logs(database: Database, heads: dict[str, int]) -> Iterator[CheckedLog]:
-    """What is in each log, by peer id; `heads` has the last number of each.
+def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
+    """What is in each log, by peer id.
 
     Raises ScuttleupError if a log is signed and PyNaCl is not installed.
     """
-    for peer, last in sorted(heads.items()):
-        yield _check_log(database, peer, last)
+    for peer, last in sorted(logs.head.items()):
+        yield _check_log(logs._store.database, peer, last)
 
 
 def _check_log(database: Database, peer: str, last: int) -> CheckedLog:
@@ -68,8 +69,9 @@ def _check_log(database: Database, peer: str, last: int) -> CheckedLog:
     return CheckedLog(peer, last, entries, proven, fault)
 
 
-def stray_keys(database: Database) -> Iterator[bytes]:
+def stray_keys(logs: Scuttleup) -> Iterator[bytes]:
     """The keys, among those of entries, whose peer id or number is none."""
+    database = logs._store.database
     start = CHANGES
     while start.startswith(CHANGES):
         with (

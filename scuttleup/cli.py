@@ -32,7 +32,7 @@ from typing import Any
 
 from .changes import Change
 from .errors import ScuttleupError
-from .limits import MAX_ENTRY
+from .limits import MAX_ENTRY, MAX_NAMED
 from .log import Scuttleup
 from .log import open as open_logs
 
@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        with open_logs(args.db) as logs:
+        options = {"only_signed": True} if getattr(args, "only_signed", False) else {}
+        with open_logs(args.db, signed=args.signed, **options) as logs:
             status = int(args.run(logs, args) or 0)
             sys.stdout.flush()  # here, where what is wrong with it is told
             return status
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     db = argparse.ArgumentParser(add_help=False)
     db.add_argument("--db", metavar="PATH", default=argparse.SUPPRESS, help="the database")
+    signed = "make the log of a new database a signed one: nobody else can add to it"
+    db.add_argument("--signed", action="store_true", default=argparse.SUPPRESS, help=signed)
     parser = argparse.ArgumentParser(
         prog="scuttleup",
         description="Append-only logs that replicate from peer to peer.",
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--db", metavar="PATH", default="logs.db", help="the database, made if missing (logs.db)"
     )
+    parser.add_argument("--signed", action="store_true", help=signed)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Any, help: str) -> argparse.ArgumentParser:
@@ -123,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     head = add("head", _head, "print the last number of every log; * is this peer's")
     head.add_argument("--json", action="store_true", help="as a JSON object")
 
+    add("check", _check, "read everything, and tell log by log whether it is what it should be")
+
     replicate = add(
         "replicate",
         _replicate,
@@ -146,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("sync", "push", "pull"),
         default="sync",
         help="send and receive (sync), only send (push) or only receive (pull)",
+    )
+    replicate.add_argument(
+        "--only-signed", action="store_true", help="leave out logs that are not signed"
     )
     replicate.add_argument(
         "--once",
@@ -241,6 +250,26 @@ def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
         print(f"{'*' if peer == logs.id else ' '} {seq} {peer!r}")
 
 
+def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
+    from .check import check_logs, stray_keys
+
+    faults = 0
+    for peer, last, entries, proven, fault in check_logs(logs):
+        gaps = f", {last - entries} missing" if last > entries else ""
+        signed = "" if proven is None else f", {proven} signed by the author"
+        print(
+            f"{peer!r}: {entries} entries up to number {last}{gaps}{signed}{fault and ': '}{fault}"
+        )
+        faults += bool(fault)
+    for count, key in enumerate(stray_keys(logs)):
+        if count < MAX_NAMED:
+            print(f"{key!r}: the key of no entry")
+        faults += 1
+    if faults:
+        return _complain(f"{args.db}: {faults} faults")
+    return 0
+
+
 # --- replicate ---
 
 
@@ -329,4 +358,4 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
         logging.getLogger("scuttleup").info(summary)
         if interrupted.is_set():
             return 130
-        return int(peer.failures > 0 or printer.failed)
+        return int(peer.failures > 0 or printer.failed or bool(peer.replicated.refused))

@@ -97,19 +97,20 @@ class Database:
         return self.ready()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ERRORS) and (in_words := self.error(error)) is not error:
-            raise in_words from error
+        if isinstance(error, RuntimeError) and "closed" not in str(error):
+            return  # not the binding's
+        if isinstance(error, ERRORS):
+            # Not by way of a variable: the error knows this frame, so they would keep each other.
+            raise self.error(error) from error
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called, in this process."""
         return self.refusal is _CLOSED
 
-    def error(self, error: Exception) -> Exception:
+    def error(self, error: Exception) -> ScuttleupError:
         """What to raise for `error`, one of ERRORS."""
         if isinstance(error, RuntimeError):
-            if "closed" not in str(error):  # some other RuntimeError, not the binding's
-                return error
             if self.refusal is not None:
                 return ScuttleupError(self.refusal)
             return DatabaseError(f"{self.path} was closed while these logs were in use")

@@ -64,6 +64,7 @@ from .limits import (
     BACKLOG,
     CONNECT_SECONDS,
     MAX_CONNECTIONS,
+    MAX_NAMED,
     MAX_TOLD,
     SPARE_DESCRIPTORS,
     TELL_SECONDS,
@@ -183,7 +184,7 @@ class Peer:
         # From this number on, descriptors are not for connections.
         self._first_spare = 0
         # What all exchanges that have ended sent, received and refused.
-        self._replicated = Replicated(0, 0)
+        self._replicated = Replicated(0, 0, {})
         # How many exchanges failed: no connection, the remote in error, or the link broken.
         self.failures = 0
         # Where it listens, with the real ports. A name such as "localhost" can mean two addresses.
@@ -196,11 +197,11 @@ class Peer:
 
     @property
     def replicated(self) -> Replicated:
-        """What all exchanges that have ended sent and received together."""
+        """What all exchanges that have ended sent, received and refused together."""
         return self._replicated
 
     async def wait(self) -> Replicated:
-        """Wait until the peer ends by itself, and return what was sent and received.
+        """Wait until the peer ends by itself, and return what was sent, received and refused.
 
         It does so if it is not `live` and all is exchanged, or if the logs are closed. Otherwise
         this waits until it is cancelled. See `failures` for whether all went well.
@@ -390,9 +391,11 @@ class Peer:
             if not self._sentinel.closed:  # these logs were closed just before we used them
                 raise
         else:
-            self._replicated = Replicated(
-                self._replicated.sent + result.sent, self._replicated.received + result.received
-            )
+            sent, received, refused = self._replicated
+            for peer, reason in result.refused.items():
+                if len(refused) < MAX_NAMED:
+                    refused.setdefault(peer, reason)
+            self._replicated = Replicated(sent + result.sent, received + result.received, refused)
             if self._live:
                 self._events.tell(logging.INFO, "gone", f"{name}: gone", who=who)
         finally:

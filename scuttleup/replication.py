@@ -383,13 +383,7 @@ class ReplicationStream:
                     large = f"entry {first} has more than {store.max_entry} bytes"
                     bad[peer] = large if first else "an entry has the number 0"
                     continue
-                if self._verify:
-                    runs.append(Run(peer, first, accepted := []))
-                    for change in expand(peer, first, entries):
-                        _ask(self._verify, change)
-                        accepted.append(change.entry)
-                else:
-                    runs.append(Run(peer, first, entries))
+                runs.append(Run(peer, first, entries))
                 last = first + len(entries) - 1
                 if not self._live:
                     self._note_progress(peer, first, last)
@@ -407,7 +401,17 @@ class ReplicationStream:
     def _write(self, runs: list[Run], before: dict[str, int]) -> None:
         """Store what one read brought, in one batch, but for what the store refuses."""
         known = len(self._left_out)
-        self._received += self._store.write(runs, refused=self._left_out)
+        proven, proven_at = self._store.prove(runs, self._left_out)
+        accepted = [] if self._verify else proven
+        try:
+            # After the signatures, so that nobody's garbage in a signed log ends a connection.
+            for peer, first, entries in proven if self._verify else ():
+                accepted.append(Run(peer, first, kept := []))
+                for change in expand(peer, first, entries):
+                    _ask(self._verify, change)
+                    kept.append(change.entry)
+        finally:
+            self._received += self._store.write_proven(accepted, proven_at, self._left_out)
         for peer, reason in list(islice(self._left_out.items(), known, None)):
             # The follower has not been asked meanwhile, so `since` can still be put right.
             stored = min(self._since[peer], self._store.heads.get(peer, 0))
@@ -516,10 +520,10 @@ def _show(peer: str) -> str:
     return repr(peer[:MAX_SHOWN])[1:-1] + "…" * (len(peer) > MAX_SHOWN)
 
 
-def _ask(verify: Callable[[Change], bool], change: Change) -> None:
+def _ask(verify: Callable[[Change], bool] | None, change: Change) -> None:
     where = f"{change.seq} of {change.peer!r}"
     try:
-        accepted = verify(change)
+        accepted = verify is None or verify(change)
     except Exception as error:
         raise ValueError(f"verify failed at {where}: {error!r}") from error
     if not accepted:

@@ -84,7 +84,7 @@ class Store:
         only_signed: bool,
         max_entry: int,
     ) -> None:
-        self._database = database
+        self.database = database
         self._sync = sync
         self.max_entry = max_entry
         self._news = News()
@@ -107,7 +107,7 @@ class Store:
         """Store one entry of our own and return its number."""
         # Flat, because this is the hottest path: of 2.6 µs LevelDB takes 1.6, the lock and the
         # flags 0.2, the key 0.05.
-        database = self._database
+        database = self.database
         with database.writes:
             if self._in_doubt or database.refusal is not None:
                 self._prepare_to_write()
@@ -139,7 +139,7 @@ class Store:
 
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
         """Store entries of our own, all or none, and return the number of the first."""
-        with self._database.writes:
+        with self.database.writes:
             self._prepare_to_write()
             head = self.heads.get(self.id, 0)
             if head + len(entries) > MAX_SEQ:
@@ -152,27 +152,40 @@ class Store:
             self._put([Run(self.id, head + 1, entries)], sync, None, {})
             return head + 1
 
-    def write(
-        self, runs: Iterable[Run], sync: bool | None = None, refused: dict[str, str] | None = None
-    ) -> int:
-        """Store what was appended elsewhere; return how many entries were new.
+    def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
+        """Store what was appended elsewhere, all or none; return how many entries were new.
 
-        What a log has up to its head is skipped. Refused are: an entry above `max_entry`; a new
-        log for which our handshake has no room; an entry of a signed log that its author has not
-        signed; a gap in our own log, unless it is signed, as a stranger's entry would decide what
-        number our next one gets. Other logs may have gaps, since entries can be deleted.
-
-        With `refused`, a dict of peer to reason, what is refused is left out with all that follows
-        in that log, and so is every log that is in it already; the rest is stored. Without, it is a
-        ValueError, and nothing is stored.
+        What a log has up to its head is skipped. Refused, with a ValueError, are: an entry above
+        `max_entry`; a new log for which our handshake has no room; an entry of a signed log that
+        its author has not signed; a gap in our own log, unless it is signed, as a stranger's entry
+        would decide what number our next one gets. Other logs may have gaps, since entries can be
+        deleted.
         """
-        reasons: dict[str, str] = {} if refused is None else refused
-        proven, heads = self._authors.prove(runs, self.heads, reasons)
-        if refused is None and reasons:
-            raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in reasons.items()))
-        with self._database.writes:
+        refused: dict[str, str] = {}
+        proven, proven_at = self.prove(runs, refused)
+        if refused:
+            raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in refused.items()))
+        with self.database.writes:
             self._prepare_to_write()
-            return self._put(proven, sync, refused, heads)
+            return self._put(proven, sync, None, proven_at)
+
+    def prove(
+        self, runs: Iterable[Run], refused: dict[str, str]
+    ) -> tuple[list[Run], dict[str, int]]:
+        """What of `runs` may be stored as far as signatures say; see `Authors.prove`."""
+        return self._authors.prove(runs, self.heads, refused)
+
+    def write_proven(
+        self, runs: Iterable[Run], proven_at: dict[str, int], refused: dict[str, str]
+    ) -> int:
+        """As `write`, with what `prove` returned; but what is refused is left out alone.
+
+        The reason then goes to `refused`, by peer, and all that follows in that log is left out,
+        too. The rest is stored.
+        """
+        with self.database.writes:
+            self._prepare_to_write()
+            return self._put(runs, None, refused, proven_at)
 
     def _put(
         self,
@@ -186,7 +199,7 @@ class Store:
         room = self.room
         count = 0
         sync = self._sync if sync is None else sync
-        batch = self._database.db.write_batch(sync=sync)
+        batch = self.database.db.write_batch(sync=sync)
         put = batch.put
         for peer, first, entries in runs:
             head = heads[peer] if peer in heads else self.heads.get(peer, 0)
@@ -250,10 +263,10 @@ class Store:
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry; its number stays used."""
-        with self._database.writes:
+        with self.database.writes:
             self._prepare_to_write()
             key = log_prefix(peer) + pack_seq(seq)
-            batch = self._database.db.write_batch(sync=self._sync)
+            batch = self.database.db.write_batch(sync=self._sync)
             batch.delete(key)
             if seq == self.heads.get(peer):
                 batch.put(DELETED_HEADS + peer.encode(), pack_seq(seq))
@@ -267,12 +280,12 @@ class Store:
         self._in_doubt = True
         older = sync and self._unsynced
         self._unsynced = self._unsynced or not sync
-        with self._database:
+        with self.database:
             if older:
-                self._database.sync_older_journals()
+                self.database.sync_older_journals()
             write()
             if older:
-                self._database.sync_older_journals()
+                self.database.sync_older_journals()
         if sync:
             self._unsynced = False
 
@@ -284,7 +297,7 @@ class Store:
         return f"entry {seq} has {len(entry)} bytes, {self.max_entry} is the most"
 
     def _prepare_to_write(self) -> None:
-        self._database.ready()
+        self.database.ready()
         if self._in_doubt:
             self._settle()
 
@@ -293,8 +306,8 @@ class Store:
         # After a journal write that the disk refused, LevelDB (1.22 and 1.23) goes on in a journal
         # in which it has lost count of the blocks: what it acknowledges from then on may be gone at
         # the next opening. In a new journal it counts anew.
-        with self._database as db:
-            self._database.begin_new_journal()
+        with self.database as db:
+            self.database.begin_new_journal()
             found = load_heads(db)
         for peer, head in found.items():
             self.heads[peer] = max(head, self.heads.get(peer, 0))
@@ -308,7 +321,7 @@ class Store:
     def get(self, peer: str, seq: int) -> bytes:
         """The entry number `seq` of `peer`, else EntryNotFound."""
         key = log_prefix(peer) + pack_seq(seq)
-        with self._database.reads, self._database as db:
+        with self.database.reads, self.database as db:
             entry: bytes | None = db.get(key, verify_checksums=True)
         if entry is None:
             raise EntryNotFound(f"no entry {seq} of {peer!r}")
@@ -322,8 +335,8 @@ class Store:
         It skips what `since` has; see `Follower` for that and for `wake`. One that is neither gives
         nothing, but tells when the logs are closed.
         """
-        with self._database.writes:
-            self._database.ready()
+        with self.database.writes:
+            self.database.ready()
             heads = self.heads.items()
             spans: list[Span] = []
             if snapshot:
@@ -331,12 +344,12 @@ class Store:
             elif live:
                 since.update((peer, last) for peer, last in heads if last > since.get(peer, 0))
             return Follower(
-                self._database, self.heads, self._news, since, spans, live=live, wake=wake
+                self.database, self.heads, self._news, since, spans, live=live, wake=wake
             )
 
     def close(self) -> None:
         """Refuse every use from now on, wait for those under way, and end every live follower."""
-        self._database.close()
+        self.database.close()
         self._news.wake_all()
 
 

@@ -213,7 +213,7 @@ async def test_trouble_with_our_own_database_ends_the_body_and_reaches_the_user(
     def fail(*_: object) -> int:
         raise DatabaseError("alice.db cannot be written") from cause
 
-    monkeypatch.setattr(alice._store, "write", fail)
+    monkeypatch.setattr(alice._store, "write_proven", fail)
     bob.append("too much")
     with pytest.raises(DatabaseError, match="cannot be written") as caught:
         async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses):

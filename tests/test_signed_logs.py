@@ -39,6 +39,11 @@ def stored(logs: Scuttleup) -> list[tuple[int, bytes]]:
     return [(seq, store.get(peer, seq)) for seq in numbers]
 
 
+def receive(logs: Scuttleup, runs: list[Run], refused: dict[str, str]) -> int:
+    """Take `runs` as replication does."""
+    return logs._store.write_proven(*logs._store.prove(runs, refused), refused)
+
+
 def sealed(entries: list[bytes], first: int = 1, link: bytes = FIRST_LINK) -> list[bytes]:
     return Signer(KEY).seal(first, entries, link)[0]
 
@@ -77,7 +82,7 @@ def test_a_signed_log_needs_to_be_asked_for_once(tmp_path: Path) -> None:
             *("hello", "brave", "world", "again", "again")
         ]
         assert all(len(entry) > 96 for _, entry in stored(logs))
-        [log] = check_logs(logs._store._database, logs.head)
+        [log] = check_logs(logs)
         assert log == (id, 5, 5, 5, "")
 
 
@@ -168,7 +173,7 @@ def test_without_pynacl_signed_logs_are_read_and_no_more(
         with pytest.raises(ValueError, match="PyNaCl"):
             logs.write(changes(1, honest))
         refused: dict[str, str] = {}
-        logs._store.write([Run(ID, 1, honest), Run("other", 1, [b"x"])], refused=refused)
+        receive(logs, [Run(ID, 1, honest), Run("other", 1, [b"x"])], refused)
         assert logs.head == {logs.id: 1, "other": 1}
         assert refused == {ID: "cannot be checked without PyNaCl"}
 
@@ -188,18 +193,18 @@ def test_appending_goes_on_after_a_deletion(tmp_path: Path, deleted: list[int]) 
         entries.append((4, logs._store.get(logs.id, 4)))
         assert other.write([(logs.id, *entry) for entry in entries]) == 4
         assert list(other.create_read_stream()) == whole
-        assert not any(log.fault for log in check_logs(logs._store._database, logs.head))
+        assert not any(log.fault for log in check_logs(logs))
 
 
 def test_what_another_program_appended_is_noticed_before_it_is_built_on(tmp_path: Path) -> None:
     with scuttleup.open(tmp_path / "a", signed=True) as logs:
         logs.append(b"hello")
-        logs._store._database.db.put(log_prefix(logs.id) + pack_seq(2), b"not signed")
+        logs._store.database.db.put(log_prefix(logs.id) + pack_seq(2), b"not signed")
     with scuttleup.open(tmp_path / "a") as logs:
         with pytest.raises(ScuttleupError, match=r"entry 2 .* is not signed"):
             logs.append(b"more")
         assert logs.head == {logs.id: 2}
-        [log] = check_logs(logs._store._database, logs.head)
+        [log] = check_logs(logs)
         assert (log.entries, log.proven) == (2, 1)
         assert log.fault == "2 is not signed by its author"
 
@@ -215,7 +220,7 @@ def test_a_restored_backup_gets_its_tail_back_and_goes_on(tmp_path: Path) -> Non
     with scuttleup.open(tmp_path / "backup") as logs:
         assert logs.write(tail[2:]) == 1, "a gap is allowed, as strangers cannot sign"
         assert logs.append(b"4").seq == 4
-        assert not any(log.fault for log in check_logs(logs._store._database, logs.head))
+        assert not any(log.fault for log in check_logs(logs))
 
 
 # --- What comes in ---
@@ -250,7 +255,7 @@ def test_write_refuses_all_and_replication_keeps_what_came_before(
     assert logs.head == {}
     refused: dict[str, str] = {}
     runs = [Run(ID, 1, damaged), Run("after", 1, [b"x"]), Run(ID, 5, honest[4:])]
-    assert logs._store.write(runs, refused=refused) == 5
+    assert receive(logs, runs, refused) == 5
     assert logs.head == {ID: 4, "after": 1}
     assert refused == {ID: fault}
 
@@ -270,7 +275,7 @@ def test_what_was_stored_since_it_was_checked_is_compared_once_more(
 
     monkeypatch.setattr(logs._store._authors, "prove", prove_and_be_overtaken)
     refused: dict[str, str] = {}
-    assert logs._store.write([Run(ID, 1, honest)], refused=refused) == 0
+    assert receive(logs, [Run(ID, 1, honest)], refused) == 0
     assert refused == {ID: "fork at 5"}
     assert [entry for _, entry in stored(logs)] == branch
 
@@ -279,7 +284,7 @@ def test_only_signed_leaves_out_what_is_not(tmp_path: Path, honest: list[bytes])
     with scuttleup.open(tmp_path / "a", signed=True, only_signed=True) as logs:
         refused: dict[str, str] = {}
         runs = [Run("unsigned", 1, [b"x"]), Run(ODD, 1, honest), Run(ID, 1, honest)]
-        assert logs._store.write(runs, refused=refused) == 10
+        assert receive(logs, runs, refused) == 10
         assert logs.head == {ID: 10}
         assert refused == {
             "unsigned": "is not signed",
@@ -327,7 +332,7 @@ def test_whatever_comes_the_longest_honest_prefix_is_taken(actions: list[Any]) -
             entries = BRANCHES[branch][start:end]
             if bad is not None and start <= bad < end:
                 entries[bad - start] = spoil(entries[bad - start])
-            logs._store.write([Run(ID, start + 1, entries)], refused={})
+            receive(logs, [Run(ID, start + 1, entries)], {})
             for seq, entry in enumerate(entries, start + 1):
                 if seq <= head:
                     continue
@@ -350,9 +355,9 @@ def test_a_check_tells_gaps_strays_and_entries_of_nobody(
 ) -> None:
     logs.write([*changes(3, honest[2:]), ("plain", 1, b"x"), ("plain", 4, b"y")])
     logs.delete(ID, 8)
-    database = logs._store._database
-    assert list(check_logs(database, logs.head)) == [(ID, 10, 7, 7, ""), ("plain", 4, 2, None, "")]
-    assert list(stray_keys(database)) == []
+    database = logs._store.database
+    assert list(check_logs(logs)) == [(ID, 10, 7, 7, ""), ("plain", 4, 2, None, "")]
+    assert list(stray_keys(logs)) == []
 
     stray = "c\xffus\xffzz".encode(), "c\xff\xff01".encode(), "c\xffx\u0100\xff01".encode()
     for key in stray:
@@ -360,8 +365,8 @@ def test_a_check_tells_gaps_strays_and_entries_of_nobody(
     database.db.put(log_prefix(ODD) + pack_seq(1), b"")
     database.db.put(log_prefix(ID) + pack_seq(9), honest[9])
     logs = Scuttleup(database.db)
-    assert set(stray_keys(database)) == set(stray)
-    faults = {log.peer: (log.proven, log.fault) for log in check_logs(database, logs.head)}
+    assert set(stray_keys(logs)) == set(stray)
+    faults = {log.peer: (log.proven, log.fault) for log in check_logs(logs)}
     assert faults == {
         ID: (5, "9 is not signed by its author"),
         ODD: (None, "the id begins like a public key and is none"),
