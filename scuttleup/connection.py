@@ -8,11 +8,11 @@ sends: it writes what the stream has for the remote, waits until the transport h
 and sleeps when there is nothing, until the stream has news. One watches: it tells the stream the
 time, and looks whether the remote still takes what we send.
 
-All connections of an event loop share its time with everything else that runs there. A task does
-one turn of work (see `limits`) and then lets others run. That alone would not do: with 1,000
-connections one round of the loop could hold 1,000 turns. So a turn begins only if those before it,
-in the same round and of any connection, have taken less than ROUND seconds. The others wait for the
-next round, in which they come first.
+All connections of an event loop share its time with everything else that runs there. Work is done
+in turns (see `limits`), and neither a read of what is there nor a write that need not wait lets
+others run. So before each turn a task asks for it: a turn begins only if those before it, in the
+same round of the loop and of whatever connection, have taken less than ROUND seconds. Else it waits
+for the next round, in which those come first that have waited longest.
 
 It is over when the sender has sent all and nothing is waited for, when the log is closed, or with
 the first error. Then all three are cancelled and have ended before anybody hears of it.
@@ -90,11 +90,12 @@ class _Round:
 
     async def turn(self) -> None:
         """Wait for the next turn of work, first come, first served."""
+        if not self._waiting and self._has_time():
+            return
         ticket = object()
         self._waiting.append(ticket)
         try:
             while True:
-                # Neither a read of what is there nor a drain that need not wait lets others run.
                 await asyncio.sleep(0)
                 if self._waiting[0] is ticket and self._has_time():
                     return

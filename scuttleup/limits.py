@@ -61,7 +61,7 @@ TURN_BYTES = 64 * 1024
 # How many runs of entries are read for that, in case they are tiny.
 TURN_RUNS = 256
 # Seconds of one round of the event loop after which no further turn begins, of whatever connection.
-ROUND = 0.02
+ROUND = 0.01
 
 # --- How long a remote is waited for, in seconds ---
 

@@ -240,7 +240,7 @@ class Decoder:
     ) -> int:
         """Add the entries of the Changes that begin with `prefixes` and return where they end."""
         # Most Changes follow the one before in the same log. What those begin with is known, so
-        # a comparison decodes them: 0.5 µs instead of 5 µs. Sizes of one or two bytes, the usual
+        # a comparison decodes them: 0.4 µs instead of 2 µs. Sizes of one or two bytes, the usual
         # ones, are read in line; two bytes more in `buffer` let that look ahead at the end.
         size, limit = len(buffer) - 2, self._max_entry
         for prefix in prefixes:
