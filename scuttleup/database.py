@@ -165,10 +165,14 @@ class Database:
         return None
 
     def write_file(self, name: str, data: bytes) -> None:
-        """Make the file `name`, which only its owner may read, and bring it to the disk."""
+        """Make the file `name`, which only its owner may read, and bring it to the disk.
+
+        On Windows it may be read by whoever may read the folder: files there have no mode, they
+        inherit who may read them. A folder in the user's own profile is closed to other users.
+        """
         path = os.path.join(self.folder, name)
         # Under another name first, so that there is never half a file.
-        file = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = os.open(path + ".new", flags, 0o600)
         try:
             os.write(file, data)
             _sync_file(file)
@@ -192,6 +196,8 @@ class Database:
             os.fsync(probe.fileno())
         # A compaction of a range without entries does it.
         self._whole.compact_range(start=b"\xff", stop=b"\xff")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        flags |= getattr(os, "O_BINARY", 0)  # else Windows writes two bytes for the byte 10
 
 
 def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
