@@ -22,6 +22,25 @@ another thread may have held, are made anew, and the binding's object is never f
 
 *Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
 the reason, and the binding's own error as its cause.
+
+Two bindings
+------------
+
+`plyvel` and its fork `plyvel_next` have the same API and different classes of errors. Usually one
+of them is installed. If both are, `open` uses `plyvel_next`, and a LevelDB of either can be handed
+in. So every place that catches an error of the binding catches those of both. And each of the two
+has a LevelDB of its own, which does not know what the other one has open: the lock that LevelDB
+takes on a database keeps other processes out, but not the other binding of the same process. So
+`open_database` looks for itself whether the database is open here.
+
+File names
+----------
+
+LevelDB takes a file name as bytes and hands them to the system. Windows reads them in its code
+page, for instance 1252, while the bindings encode a str in UTF-8, as Python does for its own files.
+`grün.db` would become another folder than the one that was asked for. So this file encodes and
+decodes all that LevelDB takes and says, its messages as well, and refuses a path with a letter that
+the code page lacks.
 """
 
 from __future__ import annotations
@@ -29,6 +48,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import threading
 import weakref
 from contextlib import suppress
@@ -43,6 +63,11 @@ _BINDINGS = [import_module(name) for name in ("plyvel", "plyvel_next") if find_s
 if not _BINDINGS:
     raise ImportError("scuttleup needs a binding of LevelDB: pip install plyvel-next, or plyvel")
 binding = _BINDINGS[-1]  # the one that `open` uses
+
+# How LevelDB's bytes are text, see "File names" above. "mbcs" is the code page of this Windows.
+_ON_WINDOWS = sys.platform == "win32"
+_ENCODING = "mbcs" if _ON_WINDOWS else sys.getfilesystemencoding()
+_ON_ERROR = "strict" if _ON_WINDOWS else sys.getfilesystemencodeerrors()
 
 
 class CutShort(Exception):
@@ -75,7 +100,7 @@ class Database:
     def __init__(self, db: Any, path: str | None = None, *, owned: bool = False) -> None:
         self.db = db
         self._whole = getattr(db, "db", db)  # of a prefixed one
-        self.folder = os.fsdecode(self._whole.name)
+        self.folder = _decode(self._whole.name)
         self.path = path or self.folder
         self._owned = owned
         self.refusal: str | None = None  # why it cannot be used any more
@@ -171,6 +196,8 @@ class Database:
         inherit who may read them. A folder in the user's own profile is closed to other users.
         """
         path = os.path.join(self.folder, name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        flags |= getattr(os, "O_BINARY", 0)  # else Windows writes two bytes for the byte 10
         # Under another name first, so that there is never half a file.
         file = os.open(path + ".new", flags, 0o600)
         try:
@@ -196,8 +223,6 @@ class Database:
             os.fsync(probe.fileno())
         # A compaction of a range without entries does it.
         self._whole.compact_range(start=b"\xff", stop=b"\xff")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        flags |= getattr(os, "O_BINARY", 0)  # else Windows writes two bytes for the byte 10
 
 
 def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
@@ -208,18 +233,41 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     names the path and the reason, and nothing is created or deleted then.
     """
     path = os.fsdecode(path)
-    if not path:
-        raise ValueError("the path of a database is not the empty string")
-    is_new = _is_new(path)
+    if not path or "\0" in path:
+        raise ValueError(f"the path of a database is not {path!r}")
     # By its real path: LevelDB notices only by the name that this process has it open already, and
     # a relative name would move with the working directory. After a fork, LevelDB still counts as
     # open here what the parent had open; under another name it asks the system instead.
-    name = os.path.realpath(path) + "/." * _forks
+    try:
+        name = (os.path.realpath(path) + "/." * _forks).encode(_ENCODING, _ON_ERROR)
+    except UnicodeEncodeError as error:
+        reason = f"LevelDB takes file names in {_ENCODING} here, which lacks one of its letters"
+        raise DatabaseError(f"{path} cannot be used: {reason}") from error
+    except OSError as error:  # Windows keeps some names for devices
+        raise _in_words(path, error) from error
+    is_new = _is_new(path)
+    if _is_open_here(path):
+        raise DatabaseError(f"{path} is open in this process already")
     try:
         db = binding.DB(name, create_if_missing=is_new, paranoid_checks=True)
     except binding.Error as error:
         raise _in_words(path, error) from error
     return Database(db, path, owned=True)
+
+
+def _is_open_here(path: str) -> bool:
+    """Whether a `Database` of this process has the folder `path` open, under whatever name.
+
+    LevelDB finds out itself in most cases, and is asked after this. It does not know what the other
+    binding has open, nor that "Logs.db" may be "logs.db". On Windows it does not tell this process
+    from others.
+    """
+    for database in [ref() for ref in _databases.valuerefs()]:
+        if database is not None and database.refusal is not _FORKED and not database._whole.closed:
+            with suppress(OSError):  # its folder was moved or deleted, or there is none at `path`
+                if os.path.samefile(path, database.folder):
+                    return True
+    return False
 
 
 def _is_new(path: str) -> bool:
@@ -253,17 +301,37 @@ def _is_new(path: str) -> bool:
 def _in_words(path: str, error: Exception) -> DatabaseError:
     if isinstance(error, OSError) and error.strerror:  # the system's own error, not LevelDB's
         return DatabaseError(f"{path} cannot be used: {error.strerror}")
-    message = error.args[0] if error.args else b""
-    kind, _, reason = os.fsdecode(message).strip().partition(": ")
-    last = reason.rpartition(": ")[2]
+    message = _decode(error.args[0] if error.args else b"")
+    # Windows ends its messages with ".\r\n".
+    kind, _, reason = " ".join(message.splitlines()).rstrip(". ").partition(": ")
+    context, _, last = reason.rpartition(": ")
     if kind == "Corruption":
         return DamagedDatabase(f"{path} is damaged: {reason}")
-    if reason.startswith("lock ") and last == "already held by process":
+    if context.startswith("lock ") and last == "already held by process":
         return DatabaseError(f"{path} is open in this process already")
-    held = (os.strerror(errno.EAGAIN), os.strerror(errno.EACCES))
-    if reason.startswith("lock ") and (last in held or os.name == "nt"):
+    if context.endswith("LOCK") and _is_held(context, last):
         return DatabaseError(f"{path} is open in another process")
     return DatabaseError(f"{path} cannot be used: {reason or kind}")
+
+
+def _is_held(context: str, reason: str) -> bool:
+    """Whether LevelDB's message about its file LOCK says that somebody holds it."""
+    if sys.platform == "win32":
+        from ctypes import FormatError  # only here: it takes a while to load
+
+        # Sharing violation and lock violation, in the language of this Windows.
+        return reason in [FormatError(code).rstrip(". \r\n") for code in (32, 33)]
+    # The same reason without "lock " is about opening the file, which is about permissions.
+    return context.startswith("lock ") and reason in (
+        os.strerror(errno.EAGAIN),
+        os.strerror(errno.EACCES),
+    )
+
+
+def _decode(data: str | bytes) -> str:
+    """What LevelDB says, or the name that it was given, as text."""
+    # Of a str the bindings make what `fsencode` makes of it.
+    return os.fsencode(data).decode(_ENCODING, "replace" if _ON_WINDOWS else _ON_ERROR)
 
 
 def _sync(path: str, flags: int) -> None:
@@ -272,6 +340,21 @@ def _sync(path: str, flags: int) -> None:
         _sync_file(file)
     finally:
         os.close(file)
+
+
+def _sync_file(file: int) -> None:
+    """Bring what was written to an open file to the disk, as LevelDB does it.
+
+    On macOS fsync leaves it in the disk's own cache, which a power failure empties. F_FULLFSYNC
+    does not, but some file systems do not have that (`SyncFd` in LevelDB's env_posix.cc).
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(file)
 
 
 def _after_fork() -> None:
@@ -291,18 +374,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
-def _sync_file(file: int) -> None:
-    """Bring what was written to an open file to the disk, as LevelDB does it.
-
-    On macOS fsync leaves it in the disk's own cache, which a power failure empties. F_FULLFSYNC
-    does not, but some file systems do not have that (`SyncFd` in LevelDB's env_posix.cc).
-    """
-    if sys.platform == "darwin":
-        import fcntl
-
-        with suppress(OSError):
-            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
-            return
-    os.fsync(file)
-
-

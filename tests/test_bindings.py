@@ -1,0 +1,223 @@
+"""The two bindings and the systems they run on: file names, messages, locks, syncing.
+
+What differs between systems is tried on the system at hand. A test that needs a certain one says so
+in its reason for being skipped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scuttleup
+from scuttleup import DamagedDatabase, DatabaseError, Scuttleup, ScuttleupError
+from scuttleup.database import open_database
+
+BINDINGS = [name for name in ("plyvel", "plyvel_next") if find_spec(name)]
+LIMIT = 60  # seconds, for what takes a moment
+
+only_windows = pytest.mark.skipif(sys.platform != "win32", reason="a rule of Windows")
+
+
+def refusal(path: Any) -> DatabaseError:
+    with pytest.raises(DatabaseError) as caught:
+        scuttleup.open(path)
+    assert "\n" not in str(caught.value)
+    assert "\r" not in str(caught.value)
+    return caught.value
+
+
+# --- File names ---
+
+
+def in_code_page(name: str) -> bool:
+    try:
+        return bool(name.encode("mbcs" if sys.platform == "win32" else "utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["grün.db", "żółw.db", "日本.db"])
+def test_a_name_that_is_not_ascii_is_that_of_the_folder(tmp_path: Path, name: str) -> None:
+    if not in_code_page(name):
+        pytest.skip("the code page of this Windows does not have these letters")
+    with scuttleup.open(tmp_path / name, sync=True) as logs:
+        logs.append("hello")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "CURRENT").is_file()
+    (tmp_path / name / "CURRENT").unlink()
+    assert isinstance(refusal(tmp_path / name), DamagedDatabase)
+
+
+@pytest.mark.parametrize("name", ["\ud800.db", pytest.param("日😀ω.db", marks=only_windows)])
+def test_a_name_that_the_system_cannot_encode_is_refused(tmp_path: Path, name: str) -> None:
+    if in_code_page(name):
+        pytest.skip("the code page of this Windows is UTF-8")
+    assert "cannot be used: LevelDB takes file names in" in str(refusal(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+def test_a_name_of_bytes_that_are_not_utf8_is_that_of_the_folder(tmp_path: Path) -> None:
+    path = bytes(tmp_path / "logs") + b"\xff.db"
+    with scuttleup.open(path) as logs:
+        logs.append("hello")
+    assert scuttleup.open(path).head == {logs.id: 1}
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_what_is_no_path_is_a_value_error_that_names_it(path: str) -> None:
+    with pytest.raises(ValueError, match="the path of a database is not") as caught:
+        scuttleup.open(path)
+    assert repr(path) in str(caught.value)
+
+
+@only_windows
+def test_a_name_that_windows_keeps_for_a_device_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path / "CON")
+
+
+# --- A database that is in use ---
+
+HOLD = "import scuttleup, sys; logs = scuttleup.open(sys.argv[1]); print(logs.id); input()"
+
+
+def test_a_database_that_another_process_has_open(tmp_path: Path) -> None:
+    path = tmp_path / "grün.db"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout
+    id = holder.stdout.readline().strip()
+    error = refusal(path)
+    holder.communicate("\n", timeout=LIMIT)
+    assert "grün.db is open" in str(error)
+    assert str(error).endswith("in another process")
+    assert error.__cause__
+    with scuttleup.open(path) as logs:
+        assert logs.id == id
+
+
+def test_a_database_that_this_process_has_open(tmp_path: Path) -> None:
+    with scuttleup.open(tmp_path / "logs.db"):
+        assert str(refusal(tmp_path / "logs.db")).endswith(
+            "logs.db is open in this process already"
+        )
+    scuttleup.open(tmp_path / "logs.db").close()
+
+
+def test_one_folder_under_two_names_is_one_database(tmp_path: Path) -> None:
+    with scuttleup.open(tmp_path / "logs.db"):
+        if not (tmp_path / "LOGS.DB").exists():
+            pytest.skip("this file system tells small letters from capital ones")
+        assert str(refusal(tmp_path / "LOGS.DB")).endswith("is open in this process already")
+
+
+# --- Bindings ---
+
+
+@pytest.fixture(params=BINDINGS)
+def raw(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """An open LevelDB of each binding that is installed."""
+    return import_module(request.param).DB(str(tmp_path / "logs.db"), create_if_missing=True)
+
+
+def test_a_database_of_either_binding_is_known_to_be_open(raw: Any, tmp_path: Path) -> None:
+    logs = Scuttleup(raw)
+    logs.append("hello")
+    assert str(refusal(tmp_path / "logs.db")).endswith("logs.db is open in this process already")
+    raw.close()
+    assert scuttleup.open(tmp_path / "logs.db").head == logs.head
+
+
+def test_each_binding_raises_the_same_errors(raw: Any) -> None:
+    logs = Scuttleup(raw.prefixed_db(b"a prefix "))
+    logs.append("hello")
+    stream = iter(logs.create_read_stream(live=True))
+    assert next(stream).seq == 1
+    raw.close()
+    for use in (
+        lambda: logs.append("more"),
+        lambda: logs.extend(["more"]),
+        lambda: logs.entry(logs.id, 1),
+        lambda: logs.delete(logs.id, 1),
+        lambda: list(logs.create_read_stream()),
+    ):
+        with pytest.raises(DatabaseError, match="was closed while these logs were in use"):
+            use()
+    logs.close()
+    with pytest.raises(ScuttleupError, match="these logs are closed"):
+        logs.append("more")
+    assert list(stream) == []
+
+
+def test_each_binding_names_damage(raw: Any, tmp_path: Path) -> None:
+    Scuttleup(raw).extend([b"x" * 1000] * 100)
+    raw.compact_range()
+    raw.close()
+    (table,) = (tmp_path / "logs.db").glob("*.ldb")
+    content = table.read_bytes()
+    table.write_bytes(content[:-200] + bytes(200))
+    db = type(raw)(str(tmp_path / "logs.db"), paranoid_checks=True)
+    with pytest.raises(DamagedDatabase, match="is damaged: "):
+        Scuttleup(db)
+    db.close()
+
+
+# --- Files beside those of LevelDB, and the disk ---
+
+
+def test_a_file_holds_every_byte_that_was_written(tmp_path: Path) -> None:
+    """Windows would put two bytes for a line's end, and end the file at 26."""
+    database = open_database(tmp_path / "logs.db")
+    database.write_file("signing.key", bytes(range(32)))
+    assert (tmp_path / "logs.db" / "signing.key").read_bytes() == bytes(range(32))
+    assert database.read_file("signing.key") == bytes(range(32))
+    database.close()
+
+
+def test_syncing_and_a_new_journal_beside_an_open_leveldb(tmp_path: Path) -> None:
+    """Windows refuses to open a file that LevelDB is writing to."""
+    with scuttleup.open(tmp_path / "logs.db", value_encoding="utf-8") as logs:
+        logs.append("not synced")
+        logs.append("synced, with all before it", sync=True)
+        logs._store._in_doubt = True
+        logs.append("behind a write in doubt", sync=True)
+        head = logs.head
+    with scuttleup.open(tmp_path / "logs.db") as logs:
+        assert logs.head == head == {logs.id: 3}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fcntl on Windows")
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_on_a_mac_the_disk_is_told_to_empty_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """Its fsync leaves the data in the cache of the disk. Some file systems have nothing else."""
+    import fcntl
+    import os
+
+    done: list[object] = []
+
+    def full_sync(file: int, command: object) -> None:
+        done.append(command)
+        if is_refused:
+            raise OSError("not supported")
+
+    database = open_database(tmp_path / "logs.db")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", "full", raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full_sync)
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("fsync"))
+    database.write_file("signing.key", b"key")
+    database.close()
+    assert done == (["full", "fsync"] if is_refused else ["full"]) * 3  # the file and two folders
