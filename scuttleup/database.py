@@ -241,7 +241,8 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     try:
         name = (os.path.realpath(path) + "/." * _forks).encode(_ENCODING, _ON_ERROR)
     except UnicodeEncodeError as error:
-        reason = f"LevelDB takes file names in {_ENCODING} here, which lacks one of its letters"
+        where = "the code page of this Windows" if _ON_WINDOWS else _ENCODING
+        reason = f"LevelDB takes file names in {where}, which lacks one of its letters"
         raise DatabaseError(f"{path} cannot be used: {reason}") from error
     except OSError as error:  # Windows keeps some names for devices
         raise _in_words(path, error) from error
