@@ -180,7 +180,9 @@ class Database:
     def sync_folders(self) -> None:
         """Bring the names of a new database's files, and its own name, to the disk."""
         for folder in self.folder, os.path.dirname(os.path.abspath(self.folder)):
-            with suppress(OSError):  # Windows and some file systems cannot do this
+            # Windows cannot do this, and it writes a name down with the file (LevelDB's
+            # env_windows.cc). Some file systems cannot do it either.
+            with suppress(OSError):
                 _sync(folder, os.O_RDONLY)
 
     def read_file(self, name: str) -> bytes | None:
@@ -346,8 +348,9 @@ def _sync(path: str, flags: int) -> None:
 def _sync_file(file: int) -> None:
     """Bring what was written to an open file to the disk, as LevelDB does it.
 
-    On macOS fsync leaves it in the disk's own cache, which a power failure empties. F_FULLFSYNC
-    does not, but some file systems do not have that (`SyncFd` in LevelDB's env_posix.cc).
+    On Linux and Windows fsync also has the disk empty its own cache, which would not survive a
+    power failure. On macOS only F_FULLFSYNC does that, and some file systems do not have it
+    (`SyncFd` in LevelDB's env_posix.cc).
     """
     if sys.platform == "darwin":
         import fcntl
