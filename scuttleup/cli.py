@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "replicate":
         _check_replicate(parser, args)
-    else:  # there the pipe may be a remote's, who is not to end us
+    elif hasattr(signal, "SIGPIPE"):  # there the pipe may be a remote's, who is not to end us
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
     for fd in (0, 1, 2):  # where one is closed, LevelDB would get it, and what we print
         try:

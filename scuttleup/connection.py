@@ -297,4 +297,4 @@ def _detect_loss(writer: StreamWriter) -> None:
         # Not every system has all of them, and some refuse one. `tick` does without.
         if hasattr(socket, name):
             with suppress(OSError):
-                sock.setsockopt(level, getattr(socket, name), value)
+                sock.setsockopt(level, getattr(socket, name), int(value))

@@ -52,6 +52,7 @@ import os
 import random
 import socket
 import ssl
+import sys
 import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Coroutine, Iterable
@@ -574,4 +575,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (socket.gaierror, ssl.SSLError)) or not isinstance(error, OSError):
         return str(error)
     # By its number, since asyncio puts the address, which we have named, where the words should be.
+    if sys.platform == "win32" and (number := error.winerror or error.errno):
+        from ctypes import FormatError  # strerror does not know the errors of Windows' sockets
+
+        return FormatError(number)
     return os.strerror(error.errno) if error.errno else str(error)
