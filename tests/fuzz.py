@@ -118,6 +118,10 @@ class Target:
             self._streams = 0
         return self._db.prefixed_db(b"%d/" % self._streams)
 
+    def close(self) -> None:
+        if self._db:
+            self._db.close()
+
 
 def is_over(stream: ReplicationStream) -> bool:
     try:
@@ -274,6 +278,7 @@ def main(seconds: int) -> int:
         target = Target(str(Path(folder, "db")))
         if not atheris:
             fuzz_by_mutation(target, seconds)
+            target.close()  # else Windows would not remove the folder
             return 0
         # In a process of its own, so that somebody is left to remove the folder.
         child = os.fork()

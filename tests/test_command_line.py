@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
-import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +24,17 @@ import trustme
 from scuttleup import Scuttleup
 from scuttleup.messages import encode_changes
 from scuttleup.messages import encode_handshake as encode_handshake_frame
+
+if sys.platform != "win32":
+    import fcntl
+    import pty
+    import resource
+    import termios
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32",
+    reason="these are the terminals and signals of POSIX; test_every_system.py runs on Windows",
+)
 
 LIMIT = 30  # seconds, for what should take a moment
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

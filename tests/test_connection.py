@@ -325,9 +325,14 @@ async def over_pipes() -> AsyncIterator[tuple[Stream, Stream]]:
             reader._transport.close()  # type: ignore[attr-defined]
 
 
+NO_PIPES = "on Windows, asyncio can use only pipes that it has made itself"
+
+
 @pytest.fixture(params=["TCP", "Unix", "TLS", "pipes"])
 def linked(request: pytest.FixtureRequest, authority: trustme.CA) -> Any:
     """Makes two connected streams, one for each side."""
+    if request.param == "pipes" and sys.platform == "win32":
+        pytest.skip(NO_PIPES)
     kinds = {
         "TCP": over_sockets,
         "Unix": partial(over_sockets, small_sockets),
@@ -398,6 +403,7 @@ def test_every_transport_tells_that_the_remote_is_gone(
     run(main())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason=NO_PIPES)
 def test_it_runs_over_the_pipes_of_a_subprocess(peer: MakeLogs, tmp_path: Path) -> None:
     logs = peer("us", 3)
 
@@ -876,7 +882,8 @@ def test_a_reset_is_a_lost_connection(peer: MakeLogs, sent: bytes, live: bool) -
             if CHANGES[:-1] in sent:
                 await arrival(logs, "them", 1)
             remote.reset()
-            with pytest.raises(ConnectionLost, match="the connection broke"):
+            # Windows may hand over a reset as an end.
+            with pytest.raises(ConnectionLost, match=r"the connection (broke|ended)"):
                 await replication
 
     run(main())
@@ -1394,7 +1401,7 @@ def test_a_bad_peer_may_keep_sending(peer: MakeLogs) -> None:
             flooding = asyncio.create_task(remote.send(b"\xff" * 50_000_000))
             with pytest.raises(ProtocolError):
                 await logs.replicate(*stream)
-            with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
+            with pytest.raises(OSError):  # noqa: PT011, each system has other words for it
                 await flooding
 
     run(main())

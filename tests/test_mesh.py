@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import sys
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
@@ -196,7 +195,7 @@ class Source:
         self.write()  # it is in the middle of receiving
         receiver.kill()
         said = max([said, *(int(line) for line in (await receiver.stdout.read()).split())])
-        assert await receiver.wait() == -signal.SIGKILL
+        assert await receiver.wait() != 0
         return said
 
 
