@@ -1,8 +1,11 @@
-"""What all tests share: real databases in a folder of the test's own."""
+"""What all tests share: real databases in a folder of the test's own, and tests as coroutines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,35 @@ import plyvel
 import pytest
 
 from scuttleup import Scuttleup
+
+LIMIT = 60  # seconds that a coroutine test may take; most take a moment
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is an `async def` in an event loop of its own.
+
+    The test fails if it takes longer than LIMIT, and if a task that it has started does not end.
+    """
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
+    asyncio.run(_run(test(**arguments)))
+    return True
+
+
+async def _run(test: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.timeout(LIMIT):
+        await test
+    # A task that is about to end, such as that of a connection just closed, may do so.
+    me = asyncio.current_task()
+    left: set[asyncio.Task[Any]] = set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while left := {task for task in asyncio.all_tasks() if task is not me}:
+                await asyncio.wait(left)
+    assert not left, f"the test left tasks behind: {left}"
 
 
 @pytest.fixture
