@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import plyvel
 import pytest
+from leveldb import FakeDB, open_leveldb
 
+import scuttleup
 from scuttleup import Scuttleup
 
 LIMIT = 60  # seconds that a coroutine test may take; most take a moment
@@ -46,9 +47,13 @@ async def _run(test: Coroutine[Any, Any, None]) -> None:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Any]:
-    db = plyvel.DB(str(tmp_path / "logs.db"), create_if_missing=True)
-    yield db
-    db.close()
+    with open_leveldb(tmp_path / "logs.db") as db:
+        yield db
+
+
+@pytest.fixture
+def fake(db: Any) -> FakeDB:
+    return FakeDB(db)
 
 
 @pytest.fixture
@@ -62,15 +67,13 @@ def logs(db: Any) -> Iterator[Scuttleup]:
 @pytest.fixture
 def new_logs(tmp_path: Path) -> Iterator[Callable[..., Scuttleup]]:
     """Makes as many logs as a test wants: `new_logs("foobar", value_encoding="utf-8")`."""
-    made: list[tuple[Scuttleup, Any]] = []
+    made: list[Scuttleup] = []
 
     def make(id: str, **options: Any) -> Scuttleup:
-        db = plyvel.DB(str(tmp_path / f"{len(made)}.db"), create_if_missing=True)
         options.setdefault("value_encoding", "utf-8")
-        made.append((Scuttleup(db, id=id, **options), db))
-        return made[-1][0]
+        made.append(scuttleup.open(tmp_path / f"{len(made)}.db", id=id, **options))
+        return made[-1]
 
     yield make
-    for logs, db in made:
+    for logs in made:
         logs.close()
-        db.close()

@@ -12,8 +12,7 @@ import sys
 import threading
 from itertools import count
 
-import plyvel
-
+import scuttleup
 from scuttleup import Scuttleup
 
 
@@ -37,8 +36,7 @@ def append_for_ever(logs: Scuttleup, writer: str) -> None:
 def main() -> None:
     path, threads, run = sys.argv[1:]
     os.write(1, b"opening\n")
-    db = plyvel.DB(path, create_if_missing=not os.path.exists(path), paranoid_checks=True)
-    logs = Scuttleup(db, value_encoding="utf-8")
+    logs = scuttleup.open(path, value_encoding="utf-8")
     for thread in range(int(threads)):
         threading.Thread(target=append_for_ever, args=(logs, f"{run}.{thread}")).start()
 
