@@ -1,4 +1,4 @@
-"""A LevelDB as it is without scuttleup, with whichever binding is installed, and one with faults."""
+"""A LevelDB without scuttleup, with whichever binding is installed, and one with faults."""
 
 from __future__ import annotations
 

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from scuttleup import Change, ReadStream, Scuttleup, ScuttleupError
-from scuttleup.changes import Run
+from scuttleup import Change, ReadStream, Scuttleup
+from scuttleup.database import Database
 from scuttleup.keys import change_keys, log_prefix
+from scuttleup.limits import MAX_ENTRY, RUN_BYTES, RUN_ENTRIES
 from scuttleup.read_stream import _Alarm
-from scuttleup.store import RUN_BYTES, RUN_ENTRIES, Store
+from scuttleup.store import Store
 
 T = TypeVar("T")
 
@@ -40,37 +41,51 @@ def start(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(main, LIMIT))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
+async def until(condition: Callable[[], bool]) -> None:
     while not condition():
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.001)
+        await asyncio.sleep(0.001)
 
 
 class Reader:
-    """A thread that reads a stream to its end."""
+    """Reads a stream to its end, in a thread or in a task, and keeps what it has seen."""
 
-    def __init__(self, stream: ReadStream) -> None:
+    def __init__(self, stream: ReadStream, kind: str) -> None:
         self.seen: list[Change] = []
-        self.ident = 0
-        self._end = start(lambda: self._read(stream))
+        self._stream = stream
+        self._ident = 0
+        if kind == "thread":
+            self._end = asyncio.wrap_future(start(self._read))
+        else:
+            self._end = asyncio.ensure_future(self._read_async())
 
-    def _read(self, stream: ReadStream) -> None:
-        self.ident = threading.get_ident()
-        for change in stream:
+    def _read(self) -> None:
+        self._ident = threading.get_ident()
+        for change in self._stream:
             self.seen.append(change)
 
-    def waits(self) -> bool:
-        frame = sys._current_frames().get(self.ident)
-        return frame is not None and frame.f_code is _Alarm.wait.__code__
+    async def _read_async(self) -> None:
+        await read_async(self._stream, self.seen)
 
-    def join(self) -> list[Change]:
-        self._end.result(LIMIT)
+    def waits(self) -> bool:
+        frame = sys._current_frames().get(self._ident)
+        in_thread = frame is not None and frame.f_code is _Alarm.wait.__code__
+        return in_thread or self._stream._alarm._wake_task is not None
+
+    async def sees(self, last: Change) -> None:
+        await until(lambda: last in self.seen[-1:])
+
+    async def join(self) -> list[Change]:
+        await self._end
         return self.seen
+
+
+MakeReader = Callable[[ReadStream], Reader]
+
+
+@pytest.fixture(params=["thread", "task"])
+def read(request: pytest.FixtureRequest) -> MakeReader:
+    """Makes readers in threads, and in a second run of the test in tasks."""
+    return lambda stream: Reader(stream, request.param)
 
 
 async def read_async(stream: ReadStream, seen: list[Change]) -> None:
@@ -79,7 +94,7 @@ async def read_async(stream: ReadStream, seen: list[Change]) -> None:
 
 
 async def take_async(stream: ReadStream, count: int) -> list[Change]:
-    return [await stream.__anext__() for _ in range(count)]
+    return [await anext(stream) for _ in range(count)]
 
 
 async def settle() -> None:
@@ -149,30 +164,9 @@ def test_a_snapshot_ends_with_what_was_there_when_it_was_made(logs: Scuttleup) -
     assert [first, *stream] == before
 
 
-@pytest.mark.parametrize("wait", ["thread", "task"])
-def test_what_comes_between_the_last_look_and_the_sleep_is_not_slept_through(
-    logs: Scuttleup, monkeypatch: pytest.MonkeyPatch, wait: str
-) -> None:
-    stream = logs.create_read_stream(tail=True)
-    read = stream._follower.read
-    appended: list[Change] = []
-
-    def read_then_append() -> Run | None:
-        run = read()
-        if not appended:
-            appended.append(logs.append("just now"))
-        return run
-
-    monkeypatch.setattr(stream._follower, "read", read_then_append)
-    if wait == "thread":
-        assert start(lambda: next(stream)).result(LIMIT) == appended[0]
-    else:
-        assert asyncio.run(asyncio.wait_for(anext(stream), LIMIT)) == appended[0]
-
-
 def test_little_is_read_ahead(db: Any) -> None:
     """A run of many large entries would take their memory and the event loop's time."""
-    store = Store(db, id="us", sync=False)
+    store = Store(Database(db), id="us", sync=False, max_entry=MAX_ENTRY)
     store.extend([bytes(10_000)] * 20 + [b""] * 1000)
     follower = store.follow({}, snapshot=True, live=False, wake=lambda: None)
     lengths = []
@@ -183,14 +177,8 @@ def test_little_is_read_ahead(db: Any) -> None:
     assert max(lengths) == RUN_ENTRIES
 
 
-def test_what_is_read_is_changes(logs: Scuttleup) -> None:
-    logs.append("a")
-    (change,) = logs.create_read_stream()
-    assert type(change) is Change
-
-
-def test_next_and_for_share_one_position(logs: Scuttleup) -> None:
-    changes = logs.extend(map(str, range(600)))
+def test_next_and_for_and_async_for_share_one_position(logs: Scuttleup) -> None:
+    changes = logs.extend(map(str, range(1200)))
     stream = logs.create_read_stream()
     seen = take(stream, 3)
     for change in stream:
@@ -198,8 +186,10 @@ def test_next_and_for_share_one_position(logs: Scuttleup) -> None:
         if change.seq == 300:
             break
     seen += take(stream, 2)
-    seen += list(stream)
+    seen += asyncio.run(take_async(stream, 500))
+    seen += stream
     assert seen == changes
+    assert {type(change) for change in seen} == {Change}
 
 
 def test_a_read_stream_at_its_end_stays_there(logs: Scuttleup) -> None:
@@ -320,15 +310,16 @@ def test_what_was_deleted_before_a_live_stream_came_to_it_is_skipped(logs: Scutt
     assert [change.seq for change in take(stream, len(expected))] == expected
 
 
-def test_a_live_stream_goes_on_when_all_that_was_new_is_deleted(logs: Scuttleup) -> None:
-    reader = Reader(logs.create_read_stream(tail=True))
-    wait_until(reader.waits)
+async def test_a_live_stream_goes_on_when_all_that_was_new_is_deleted(
+    logs: Scuttleup, read: MakeReader
+) -> None:
+    reader = read(logs.create_read_stream(tail=True))
+    await until(reader.waits)
     logs.append("a")
     logs.delete("us", 1)
-    last = logs.append("b")
-    wait_until(lambda: last in reader.seen)
+    await reader.sees(logs.append("b"))
     logs.close()
-    assert reader.join()[-1:] == [last]
+    await reader.join()
 
 
 # --- live and tail ---
@@ -367,57 +358,38 @@ def test_live_does_not_give_what_a_failed_write_would_have_stored(logs: Scuttleu
     assert take(stream, 1) == [last]
 
 
-def test_a_blocked_reader_gets_what_another_thread_appends(logs: Scuttleup) -> None:
-    reader = Reader(logs.create_read_stream(live=True))
-    changes = []
+async def test_a_reader_that_waits_gets_what_another_thread_appends(
+    logs: Scuttleup, read: MakeReader
+) -> None:
+    reader = read(logs.create_read_stream(live=True))
+    changes: list[Change] = []
     for number in range(20):
-        wait_until(reader.waits)
-        changes.append(logs.append(str(number)))
-        wait_until(lambda: len(reader.seen) == len(changes))
+        await until(reader.waits)
+        changes.append(await asyncio.to_thread(logs.append, str(number)))
+        await reader.sees(changes[-1])
     logs.close()
-    assert reader.join() == changes
+    assert await reader.join() == changes
 
 
-def test_a_waiting_task_gets_what_another_thread_appends(logs: Scuttleup) -> None:
-    async def main() -> list[Change]:
-        stream = logs.create_read_stream(live=True)
-        seen = []
-        for number in range(20):
-            waiting = asyncio.ensure_future(take_async(stream, 1))
-            await settle()
-            assert not waiting.done()
-            await asyncio.to_thread(logs.append, str(number))
-            seen += await waiting
-        return seen
-
-    assert run(main()) == [Change("us", number + 1, str(number)) for number in range(20)]
-
-
-def append_when_it_is_about_to_wait(stream: ReadStream, logs: Scuttleup) -> None:
-    look = stream._nothing_new
-    done = False
+@pytest.mark.parametrize("look", ["_read", "_nothing_new"])
+async def test_what_comes_between_a_look_and_the_sleep_is_not_slept_through(
+    logs: Scuttleup, read: MakeReader, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    stream = logs.create_read_stream(tail=True)
+    looked = getattr(stream, look)
+    appended: list[Change] = []
 
     def look_and_append() -> bool:
-        nonlocal done
-        found_nothing = look()
-        if found_nothing and not done:
-            done = True
-            logs.append("a")
-        return found_nothing
+        found: bool = looked()
+        if not appended and not stream._follower._runs:
+            appended.append(logs.append("just now"))
+        return found
 
-    stream._nothing_new = look_and_append  # type: ignore[method-assign]
-
-
-def test_a_thread_does_not_miss_what_comes_after_its_last_look(logs: Scuttleup) -> None:
-    stream = logs.create_read_stream(tail=True)
-    append_when_it_is_about_to_wait(stream, logs)
-    assert take(stream, 1) == [Change("us", 1, "a")]
-
-
-def test_a_task_does_not_miss_what_comes_after_its_last_look(logs: Scuttleup) -> None:
-    stream = logs.create_read_stream(tail=True)
-    append_when_it_is_about_to_wait(stream, logs)
-    assert run(take_async(stream, 1)) == [Change("us", 1, "a")]
+    monkeypatch.setattr(stream, look, look_and_append)
+    reader = read(stream)
+    await until(lambda: reader.seen == appended != [])
+    logs.close()
+    await reader.join()
 
 
 def test_a_live_stream_reads_many_logs_at_once(logs: Scuttleup) -> None:
@@ -427,19 +399,11 @@ def test_a_live_stream_reads_many_logs_at_once(logs: Scuttleup) -> None:
     assert sorted(take(stream, 2000)) == changes
 
 
-def test_for_and_async_for_share_one_position(logs: Scuttleup) -> None:
-    changes = logs.extend(map(str, range(1000)))
-    stream = logs.create_read_stream()
-    seen = take(stream, 10)
-    seen += run(take_async(stream, 500))
-    assert [*seen, *stream] == changes
-
-
 # --- Closing ---
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_a_stream_can_be_closed_inside_its_own_loop(logs: Scuttleup, live: bool) -> None:
+async def test_a_stream_can_be_closed_inside_its_own_loop(logs: Scuttleup, live: bool) -> None:
     changes = logs.extend(map(str, range(600)))
     stream = logs.create_read_stream(live=live)
     seen = []
@@ -450,104 +414,55 @@ def test_a_stream_can_be_closed_inside_its_own_loop(logs: Scuttleup, live: bool)
     assert seen == changes[:2]
     assert list(stream) == []
 
-
-@pytest.mark.parametrize("live", [False, True])
-def test_a_stream_can_be_closed_inside_its_own_async_loop(logs: Scuttleup, live: bool) -> None:
-    changes = logs.extend(map(str, range(600)))
     stream = logs.create_read_stream(live=live)
-
-    async def main() -> list[Change]:
-        seen = []
-        async for change in stream:
-            seen.append(change)
-            if change.seq == 2:
-                stream.close()
-        return seen
-
-    assert run(main()) == changes[:2]
+    async for change in stream:
+        seen.append(change)
+        if change.seq == 2:
+            stream.close()
+    assert seen == changes[:2] * 2
 
 
 @pytest.mark.parametrize("whose", ["stream", "logs"])
-def test_close_wakes_a_blocked_thread(logs: Scuttleup, whose: str) -> None:
+@pytest.mark.parametrize("place", ["here", "thread"])
+async def test_close_wakes_a_reader_that_waits(
+    logs: Scuttleup, read: MakeReader, whose: str, place: str
+) -> None:
     changes = logs.extend(["a", "b"])
     stream = logs.create_read_stream(live=True)
-    reader = Reader(stream)
-    wait_until(lambda: len(reader.seen) == 2 and reader.waits())
-    (stream if whose == "stream" else logs).close()
-    assert reader.join() == changes
+    reader = read(stream)
+    await reader.sees(changes[-1])
+    await until(reader.waits)
+    close = (stream if whose == "stream" else logs).close
+    if place == "here":
+        close()
+    else:
+        await asyncio.to_thread(close)
+    assert await reader.join() == changes
     assert list(stream) == []
 
 
-@pytest.mark.parametrize("whose", ["stream", "logs"])
-@pytest.mark.parametrize("place", ["task", "thread"])
-def test_close_wakes_a_waiting_task(logs: Scuttleup, whose: str, place: str) -> None:
-    changes = logs.extend(["a", "b"])
-
-    async def main() -> list[Change]:
-        stream = logs.create_read_stream(live=True)
-        seen: list[Change] = []
-        reader = asyncio.ensure_future(read_async(stream, seen))
-        while len(seen) < 2:
-            await asyncio.sleep(0)
-        await settle()
-        assert not reader.done()
-        close = (stream if whose == "stream" else logs).close
-        if place == "task":
-            close()
-        else:
-            await asyncio.to_thread(close)
-        await reader
-        return seen
-
-    assert run(main()) == changes
-
-
-def test_a_thread_and_a_task_both_end_when_the_log_is_closed(logs: Scuttleup) -> None:
-    async def main() -> None:
-        reader = Reader(logs.create_read_stream(live=True))
-        seen: list[Change] = []
-        task = asyncio.ensure_future(read_async(logs.create_read_stream(tail=True), seen))
-        await settle()
-        change = logs.append("a")
-        while not (seen and reader.seen):
-            await asyncio.sleep(0.001)
-        logs.close()
-        await task
-        assert await asyncio.to_thread(reader.join) == seen == [change]
-
-    run(main())
-
-
-def test_close_comes_through_however_it_meets_the_reader(logs: Scuttleup) -> None:
+async def test_close_comes_through_however_it_meets_the_reader(
+    logs: Scuttleup, read: MakeReader
+) -> None:
     """A close just as the reader is about to wait must not be missed."""
-    for _ in range(300):
+    for _ in range(200):
         stream = logs.create_read_stream(tail=True)
-        reader = Reader(stream)
+        reader = read(stream)
         stream.close()
-        assert reader.join() == []
+        assert await reader.join() == []
 
 
-def test_leaving_the_with_block_closes_the_stream(logs: Scuttleup) -> None:
+async def test_leaving_the_with_block_closes_the_stream_and_it_can_be_closed_again(
+    logs: Scuttleup,
+) -> None:
     logs.extend(["a", "b"])
     with logs.create_read_stream(live=True) as stream:
         assert isinstance(stream, ReadStream)
         next(stream)
-    assert list(stream) == []
-    assert stream_is_at_its_end(stream)
-
-
-def stream_is_at_its_end(stream: ReadStream) -> bool:
-    seen: list[Change] = []
-    run(read_async(stream, seen))
-    return not seen
-
-
-def test_a_closed_stream_can_be_closed_again(logs: Scuttleup) -> None:
-    stream = logs.create_read_stream(live=True)
     stream.close()
-    stream.close()
-    logs.append("a")
+    logs.append("c")
     assert list(stream) == []
+    assert [change async for change in stream] == []
 
 
 def test_a_closed_stream_leaves_the_log_and_other_streams_open(logs: Scuttleup) -> None:
@@ -557,68 +472,26 @@ def test_a_closed_stream_leaves_the_log_and_other_streams_open(logs: Scuttleup) 
     assert next(other) == change
 
 
-def test_a_closed_log_has_no_new_streams(logs: Scuttleup) -> None:
-    logs.close()
-    with pytest.raises(ScuttleupError, match="closed"):
-        logs.create_read_stream()
-
-
 # --- What cannot be decoded ---
 
 
-@pytest.fixture
-def one_bad(logs: Scuttleup) -> Scuttleup:
+async def test_an_entry_that_is_no_json_is_an_error_in_its_place_and_the_stream_goes_on(
+    logs: Scuttleup, read: MakeReader
+) -> None:
     logs.extend(["1", "{", "3"])
-    logs.write([Change("vera", 1, "'"), Change("vera", 2, "5")])
-    return logs
-
-
-GOOD = [Change("us", 1, 1), Change("us", 3, 3), Change("vera", 2, 5)]
-
-
-def test_an_entry_that_cannot_be_decoded_is_an_error_in_its_place(one_bad: Scuttleup) -> None:
-    stream = one_bad.create_read_stream(value_encoding="json")
-    seen: list[Change] = []
-    places = []
-    while len(seen) < len(GOOD):
-        try:
-            seen += [next(stream)]
-        except ValueError:
-            places.append(len(seen))
-    assert seen == GOOD
-    assert places == [1, 2]
-    assert list(stream) == []
-
-
-def test_a_loop_goes_on_after_an_entry_that_cannot_be_decoded(one_bad: Scuttleup) -> None:
-    stream = one_bad.create_read_stream(value_encoding="json")
-    seen: list[Change] = []
-    for _ in range(2):
-        with pytest.raises(ValueError, match="Expecting"):
-            seen.extend(stream)
-    seen += list(stream)
-    assert seen == GOOD
-
-
-def test_a_task_goes_on_after_an_entry_that_cannot_be_decoded(one_bad: Scuttleup) -> None:
-    async def main() -> list[Change]:
-        stream = one_bad.create_read_stream(value_encoding="json")
-        seen: list[Change] = []
-        for _ in range(2):
-            with pytest.raises(ValueError, match="Expecting"):
-                await read_async(stream, seen)
-        await read_async(stream, seen)
-        return seen
-
-    assert run(main()) == GOOD
-
-
-def test_an_entry_too_deep_to_decode_is_a_value_error(logs: Scuttleup) -> None:
-    logs.extend(["[" * 200_000, "2"])
+    logs.write([Change("vera", 1, "'"), Change("vera", 2, "[" * 200_000), Change("vera", 3, "5")])
     stream = logs.create_read_stream(value_encoding="json")
-    with pytest.raises(ValueError):  # noqa: PT011
-        next(stream)
-    assert list(stream) == [Change("us", 2, 2)]
+    seen: list[Change] = []
+    for where, before in ("2 of 'us'", 1), ("1 of 'vera'", 2), ("2 of 'vera'", 2):
+        reader = read(stream)
+        with pytest.raises(ValueError, match=f"^entry {where} is not 'json': "):
+            await reader.join()
+        seen += reader.seen
+        assert len(seen) == before
+    seen += await read(stream).join()
+    assert seen == [Change("us", 1, 1), Change("us", 3, 3), Change("vera", 3, 5)]
+    with pytest.raises(ValueError, match="entry 2 of 'us' is not 'json'"):
+        logs.entry("us", 2, value_encoding="json")
 
 
 # --- Many threads ---
@@ -627,7 +500,7 @@ ENDS = {"us": 1501, "a": 401, "a!": 401}
 
 
 def write_from_many_threads(logs: Scuttleup) -> None:
-    """Up to the numbers in `ENDS`, the last of each alone."""
+    """All but the last of each log."""
 
     def append() -> None:
         for _ in range(400):
@@ -643,6 +516,9 @@ def write_from_many_threads(logs: Scuttleup) -> None:
 
     for writer in [start(work) for work in (append, append, append, extend, write)]:
         writer.result(LIMIT)
+
+
+def write_ends(logs: Scuttleup) -> None:
     logs.append("end")
     logs.write([Change("a", 401, "end"), Change("a!", 401, "end")])
 
@@ -665,43 +541,28 @@ def _often() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_often")
-def test_threads_and_tasks_get_all_that_many_threads_write(logs: Scuttleup) -> None:
-    async def main() -> None:
-        seen: list[Change] = []
-        task = asyncio.ensure_future(read_async(logs.create_read_stream(live=True), seen))
-        readers = [Reader(logs.create_read_stream(live=True)) for _ in range(2)]
-        readers += [Reader(logs.create_read_stream(tail=True))]
-        await asyncio.wrap_future(start(lambda: write_from_many_threads(logs)))
-        while not all(at_ends(changes) for changes in (seen, *(r.seen for r in readers))):
-            await asyncio.sleep(0.01)
-        logs.close()
-        await task
-        for changes in (seen, *[await asyncio.to_thread(reader.join) for reader in readers]):
-            assert numbers(changes) == everything_after({})
-
-    run(main())
-
-
-@pytest.mark.usefixtures("_often")
-def test_streams_that_are_made_while_many_threads_write_get_all(logs: Scuttleup) -> None:
-    writers = start(lambda: write_from_many_threads(logs))
-    live: list[Reader] = []
+async def test_readers_get_all_that_many_threads_write_whenever_they_begin(
+    logs: Scuttleup, read: MakeReader
+) -> None:
+    live = [read(logs.create_read_stream(live=True)) for _ in range(2)]
     tails: list[tuple[dict[str, int], Reader, dict[str, int]]] = []
+    writers = start(lambda: write_from_many_threads(logs))
     while not writers.done():
         if len(tails) < 8:
             before = logs.head
             tail = logs.create_read_stream(tail=True)
-            tails.append((before, Reader(tail), logs.head))
-            live.append(Reader(logs.create_read_stream(live=True)))
-        time.sleep(0.01)  # spreads them over the writing
+            tails.append((before, read(tail), logs.head))
+            live.append(read(logs.create_read_stream(live=True)))
+        await asyncio.sleep(0.01)  # spreads them over the writing
     writers.result()
+    write_ends(logs)
     readers = live + [tail for _, tail, _ in tails]
-    wait_until(lambda: all(at_ends(reader.seen) for reader in readers))
+    await until(lambda: all(at_ends(reader.seen) for reader in readers))
     logs.close()
     for reader in live:
-        assert numbers(reader.join()) == everything_after({})
-    for before, tail_reader, after in tails:
-        for peer, seqs in numbers(tail_reader.join()).items():
+        assert numbers(await reader.join()) == everything_after({})
+    for before, reader, after in tails:
+        for peer, seqs in numbers(await reader.join()).items():
             assert before.get(peer, 0) < seqs[0] <= after.get(peer, 0) + 1
             assert seqs == list(range(seqs[0], ENDS[peer] + 1))
 
@@ -721,7 +582,7 @@ def test_snapshots_are_whole_while_many_threads_write(logs: Scuttleup) -> None:
             assert before.get(peer, 0) <= len(seqs) <= after[peer]
         assert list(seen) == sorted(seen)
     writers.result()
-    assert seen == everything_after({})
+    assert seen == {peer: list(range(1, end)) for peer, end in ENDS.items()}
 
 
 # --- The event loop ---
@@ -755,107 +616,79 @@ async def count_async(stream: ReadStream) -> int:
     return count
 
 
-def test_reading_a_large_log_never_holds_the_event_loop(logs: Scuttleup) -> None:
-    logs.extend(["x" * 100] * 200_000)
-    count, longest, turns = run(longest_turn(count_async(logs.create_read_stream())))
-    assert count == 200_000
-    assert turns > 100
-    assert longest < 0.05
+def large_log(db: Any) -> int:
+    Scuttleup(db, id="us").extend([b"x" * 100] * 200_000)
+    return 200_000
 
 
-def test_reading_what_deleting_has_left_never_holds_the_event_loop(
-    logs: Scuttleup, db: Any
-) -> None:
-    logs.extend(["x" * 100] * 100_000)
+def log_with_large_gaps(db: Any) -> int:
+    Scuttleup(db, id="us").extend([b"x" * 100] * 100_000)
     with db.write_batch() as batch:
         for first in range(1, 100_000, 2_000):
             for key in change_keys(log_prefix("us"), first, 1_000):
                 batch.delete(key)
-    count, longest, turns = run(longest_turn(count_async(logs.create_read_stream())))
-    assert count == 50_000
-    assert turns > 100
-    assert longest < 0.05
+    return 50_000
 
 
-def test_reading_many_logs_never_holds_the_event_loop(db: Any) -> None:
+def many_logs(db: Any) -> int:
     with db.write_batch() as batch:
         for number in range(50_000):
             batch.put(log_prefix(f"peer {number}") + b"01", b"x")
+    return 50_000
+
+
+@pytest.mark.parametrize("make", [large_log, log_with_large_gaps, many_logs])
+async def test_reading_never_holds_the_event_loop(db: Any, make: Callable[[Any], int]) -> None:
+    expected = make(db)
     stream = Scuttleup(db, id="us").create_read_stream()
-    count, longest, turns = run(longest_turn(count_async(stream)))
-    assert count == 50_000
+    count, longest, turns = await longest_turn(count_async(stream))
+    assert count == expected
     assert turns > 100
     assert longest < 0.05
 
 
-def test_other_tasks_have_their_turn_while_a_task_catches_up(logs: Scuttleup) -> None:
+async def test_other_tasks_have_their_turn_while_a_task_catches_up(logs: Scuttleup) -> None:
     logs.extend(["x"] * 10_000)
-    turns: list[int] = []
-
-    async def main() -> None:
-        async def tick() -> None:
-            while True:
-                turns.append(len(seen))
-                await asyncio.sleep(0)
-
-        seen: list[Change] = []
-        ticking = asyncio.ensure_future(tick())
-        await read_async(logs.create_read_stream(), seen)
-        ticking.cancel()
-
-    run(main())
-    assert max(after - before for before, after in zip(turns, turns[1:])) <= RUN_ENTRIES  # noqa: B905, RUF007
+    reader = Reader(logs.create_read_stream(), "task")
+    turns = [0]
+    while turns[-1] < 10_000:
+        await asyncio.sleep(0)
+        turns.append(len(reader.seen))
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= RUN_ENTRIES
+    await reader.join()
 
 
-def test_a_cancelled_reader_can_read_on(logs: Scuttleup) -> None:
-    changes = logs.extend(["a", "b"])
-
-    async def main() -> None:
-        stream = logs.create_read_stream(live=True)
-        assert await take_async(stream, 2) == changes
-        for entry in "cde":
-            waiting = asyncio.ensure_future(take_async(stream, 1))
-            await settle()
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            change = logs.append(entry)
-            assert await take_async(stream, 1) == [change]
-
-    run(main())
-
-
-def test_a_reader_that_is_cancelled_again_and_again_misses_nothing(logs: Scuttleup) -> None:
+async def test_a_reader_that_is_cancelled_again_and_again_misses_nothing(logs: Scuttleup) -> None:
     changes = logs.extend(map(str, range(2000)))
-
-    async def main() -> list[Change]:
-        stream = logs.create_read_stream(live=True)
-        seen: list[Change] = []
-        for turns in itertools.cycle(range(4)):
-            if len(seen) >= 2000:
-                break
-            reading = asyncio.ensure_future(read_async(stream, seen))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            reading.cancel()
-            await asyncio.wait([reading])
-        return seen
-
-    assert run(main()) == changes
+    stream = logs.create_read_stream(live=True)
+    seen: list[Change] = []
+    for turns in itertools.cycle(range(4)):
+        if len(seen) >= 2000:
+            break
+        reading = asyncio.ensure_future(read_async(stream, seen))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+    assert seen == changes
 
 
-def test_a_change_that_comes_as_its_reader_is_cancelled_is_not_lost(logs: Scuttleup) -> None:
-    async def main() -> None:
-        stream = logs.create_read_stream(live=True)
+@pytest.mark.parametrize("first", ["append", "cancel"])
+async def test_a_change_that_comes_as_its_reader_is_cancelled_is_not_lost(
+    logs: Scuttleup, first: str
+) -> None:
+    stream = logs.create_read_stream(live=True)
+    for entry in "abc":
         waiting = asyncio.ensure_future(take_async(stream, 1))
         await settle()
-        change = logs.append("a")
+        if first == "append":
+            logs.append(entry)
         waiting.cancel()
+        if first == "cancel":
+            logs.append(entry)
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert await take_async(stream, 1) == [change]
-
-    run(main())
+        assert [change.entry for change in await take_async(stream, 1)] == [entry]
 
 
 def test_an_event_loop_that_is_gone_does_not_break_append(logs: Scuttleup) -> None:
@@ -869,7 +702,7 @@ def test_an_event_loop_that_is_gone_does_not_break_append(logs: Scuttleup) -> No
     changes += logs.extend(["b", "c"])
     logs.write([Change("other", 1, "x")])
     assert logs.head == {"us": 3, "other": 1}
-    assert run(take_async(logs.create_read_stream(live=True), 4))[1:] == changes
+    assert asyncio.run(take_async(logs.create_read_stream(live=True), 4))[1:] == changes
     stream.close()
     # It can never be finished; say nothing about it.
     waiting._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -887,43 +720,42 @@ def test_a_live_stream_that_is_dropped_is_gone_at_once(
     next(stream)
     for _ in stream:
         break
-    assert len(logs._store._followers) == 1
+    assert len(logs._store._news.followers) == 1
     gone = weakref.ref(stream)
     del stream
     assert gone() is None
-    assert not logs._store._followers
+    assert not logs._store._news.followers
     logs.append("x")
 
 
-def test_a_live_stream_that_a_task_has_read_is_gone_when_it_is_dropped(logs: Scuttleup) -> None:
-    async def main() -> None:
-        stream = logs.create_read_stream(live=True)
-        logs.extend(["a", "b"])
-        async for change in stream:
-            if change.seq == 2:
-                break
-        waiting = asyncio.ensure_future(take_async(stream, 1))
-        await settle()
-        logs.append("c")
-        await waiting
-        gone = weakref.ref(stream)
-        del stream, waiting
-        await settle()
-        assert gone() is None
-        assert not logs._store._followers
-
-    run(main())
+async def test_a_live_stream_that_a_task_has_read_is_gone_when_it_is_dropped(
+    logs: Scuttleup,
+) -> None:
+    stream = logs.create_read_stream(live=True)
+    logs.extend(["a", "b"])
+    async for change in stream:
+        if change.seq == 2:
+            break
+    waiting = asyncio.ensure_future(take_async(stream, 1))
+    await settle()
+    logs.append("c")
+    await waiting
+    gone = weakref.ref(stream)
+    del stream, waiting
+    await settle()
+    assert gone() is None
+    assert not logs._store._news.followers
 
 
 def test_a_thousand_dropped_streams_leave_nothing_behind(logs: Scuttleup) -> None:
     streams = [logs.create_read_stream(live=True) for _ in range(1000)]
-    assert len(logs._store._followers) == 1000
+    assert len(logs._store._news.followers) == 1000
     del streams[::2]
-    assert len(logs._store._followers) == 500
+    assert len(logs._store._news.followers) == 500
     change = logs.append("a")
     assert {next(stream) for stream in streams} == {change}
     del streams
-    assert not logs._store._followers
+    assert not logs._store._news.followers
 
 
 def test_dropping_a_log_and_its_streams_frees_the_store(db: Any) -> None:
