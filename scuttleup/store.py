@@ -315,7 +315,7 @@ class Store:
         self._own_keys = self._keys_to_come()
         self._authors.forget()
         self._news.forget()
-        self._news.wake()
+        self._news.wake_all()  # also those that a write in doubt was about to wake
         self._in_doubt = False  # last: what a Ctrl-C leaves undone is done again
 
     def get(self, peer: str, seq: int) -> bytes:
