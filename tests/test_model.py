@@ -6,7 +6,6 @@ import asyncio
 import tempfile
 from typing import Any
 
-import plyvel
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -17,7 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from scuttleup import Change, EntryNotFound, ReadStream, Scuttleup
+import scuttleup
+from scuttleup import Change, EntryNotFound, ReadStream
 
 OTHERS = ["a", "a!", "us!", "z"]
 peers = st.sampled_from(["us", *OTHERS])
@@ -47,8 +47,7 @@ class LogMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.db: Any = plyvel.DB(self.folder.name, create_if_missing=True)
-        self.logs = Scuttleup(self.db, id="us" if not self.heads else None)
+        self.logs = scuttleup.open(self.folder.name, id="us" if not self.heads else None)
         self.stream: ReadStream = self.logs.create_read_stream(tail=True)
         self.had = dict(self.heads)
 
@@ -56,7 +55,6 @@ class LogMachine(RuleBasedStateMachine):
         self.logs.close()
         assert list(self.stream) == []
         del self.stream
-        self.db.close()
 
     def teardown(self) -> None:
         self.close()
