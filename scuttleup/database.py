@@ -241,7 +241,8 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     # a relative name would move with the working directory. After a fork, LevelDB still counts as
     # open here what the parent had open; under another name it asks the system instead.
     try:
-        name = (os.path.realpath(path) + "/." * _forks).encode(_ENCODING, _ON_ERROR)
+        parent, name = os.path.split(os.path.realpath(path))
+        whole_name = os.path.join(parent + "/." * _forks, name).encode(_ENCODING, _ON_ERROR)
     except UnicodeEncodeError as error:
         where = "the code page of this Windows" if _ON_WINDOWS else _ENCODING
         reason = f"LevelDB takes file names in {where}, which lacks one of its letters"
@@ -252,7 +253,7 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     if _is_open_here(path):
         raise DatabaseError(f"{path} is open in this process already")
     try:
-        db = binding.DB(name, create_if_missing=is_new, paranoid_checks=True)
+        db = binding.DB(whole_name, create_if_missing=is_new, paranoid_checks=True)
     except binding.Error as error:
         raise _in_words(path, error) from error
     return Database(db, path, owned=True)
@@ -280,8 +281,11 @@ def _is_new(path: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        reason = "it is a file" if os.path.isfile(path) else error.strerror
-        raise DatabaseError(f"{path} is not a database: {reason}") from error
+        is_file = os.path.isfile(path)
+        reason = (
+            "is not a database: it is a file" if is_file else f"cannot be opened: {error.strerror}"
+        )
+        raise DatabaseError(f"{path} {reason}") from error
     if "CURRENT" not in names:
         others = sorted(names - _DEBRIS)
         if any(map(_OF_LEVELDB.fullmatch, others)):
