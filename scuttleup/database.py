@@ -100,8 +100,9 @@ class Database:
     def __init__(self, db: Any, path: str | None = None, *, owned: bool = False) -> None:
         self.db = db
         self._whole = getattr(db, "db", db)  # of a prefixed one
-        self.folder = _decode(self._whole.name)
-        self.path = path or self.folder
+        name = _decode(self._whole.name)
+        self.path = path or name
+        self.folder = os.path.realpath(name)  # wherever the process goes later
         self._owned = owned
         self.refusal: str | None = None  # why it cannot be used any more
         self.reads = threading.RLock()
@@ -155,8 +156,8 @@ class Database:
             pass
         # Whoever reads the same LevelDB through another object must be out of it as well, as its
         # owner closes it next.
-        for database in [ref() for ref in _databases.valuerefs()]:
-            if database is not None and database._whole is self._whole:
+        for database in _live_databases():
+            if database._whole is self._whole:
                 with database.reads:
                     pass
         if self._owned:
@@ -227,6 +228,10 @@ class Database:
         self._whole.compact_range(start=b"\xff", stop=b"\xff")
 
 
+def _live_databases() -> list[Database]:
+    return [database for ref in _databases.valuerefs() if (database := ref())]
+
+
 def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     """Open the LevelDB at `path`, with every check that LevelDB has.
 
@@ -237,9 +242,9 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     path = os.fsdecode(path)
     if not path or "\0" in path:
         raise ValueError(f"the path of a database is not {path!r}")
-    # By its real path: LevelDB notices only by the name that this process has it open already, and
-    # a relative name would move with the working directory. After a fork, LevelDB still counts as
-    # open here what the parent had open; under another name it asks the system instead.
+    # By its real path, because a relative one would move with the working directory. After a fork,
+    # LevelDB still counts as open here what the parent had open under that name; under another name
+    # it asks the system instead.
     try:
         parent, name = os.path.split(os.path.realpath(path))
         whole_name = os.path.join(parent + "/." * _forks, name).encode(_ENCODING, _ON_ERROR)
@@ -368,7 +373,7 @@ def _sync_file(file: int) -> None:
 def _after_fork() -> None:
     global _forks
     _forks += 1
-    databases = [database for ref in _databases.valuerefs() if (database := ref())]
+    databases = _live_databases()
     for database in databases:
         database.refusal = _FORKED
         database.reads, database.writes = threading.RLock(), threading.RLock()

@@ -1,0 +1,263 @@
+"""One door to a database: what `open` makes, opens and refuses, closing, and errors in words."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from leveldb import open_leveldb
+
+import scuttleup
+from scuttleup import DamagedDatabase, DatabaseError, Scuttleup
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    """What lies under `folder`. LevelDB's own diary and lock apart: they hold nothing of ours."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.name not in ("LOG", "LOG.old", "LOCK")
+    }
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Be somebody whom permissions bind, which they do not bind root."""
+    before = os.geteuid()
+    if not before:
+        os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs.db"
+
+
+@pytest.fixture
+def database(path: Path) -> Path:
+    """A database with two tables and a journal."""
+    for _ in range(3):
+        with scuttleup.open(path, id="us") as logs:
+            logs.append(b"x")
+    assert len([*path.glob("*.ldb")]) == 2
+    return path
+
+
+# --- Where a new database is made ---
+
+
+@pytest.mark.parametrize("found", [None, [], ["lost+found"], ["LOCK", "LOG"]], ids=str)
+def test_a_database_is_made_where_there_is_nothing(path: Path, found: list[str] | None) -> None:
+    if found is not None:
+        path.mkdir()
+        for name in found:
+            (path / name).touch()
+    with scuttleup.open(path, value_encoding="utf-8") as logs:
+        change = logs.append("hello")
+    with scuttleup.open(path, value_encoding="utf-8") as logs:
+        assert list(logs.create_read_stream()) == [change]
+
+
+def test_a_path_may_be_of_any_kind_and_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in "grün.db", Path("grün.db"), "grün.db".encode():
+        with scuttleup.open(path) as logs:
+            logs.append(b"x")
+            monkeypatch.chdir("/")  # as a daemon does
+            logs.extend([bytes(50_000)] * 200)  # several new files
+            logs.append(b"x", sync=True)
+        monkeypatch.chdir(tmp_path)
+    assert os.listdir() == ["grün.db"]
+    with scuttleup.open("grün.db") as logs:
+        assert logs.head == {logs.id: 606}
+
+
+def test_every_first_run_that_was_killed_leaves_a_database_that_opens(tmp_path: Path) -> None:
+    def first_run(path: Path, seconds: float) -> float:
+        """Open the database in a process that is killed after `seconds`."""
+        begun = time.monotonic()
+        if child := os.fork():
+            os.waitpid(child, 0)
+            return time.monotonic() - begun
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            scuttleup.open(path).append(b"first")
+        finally:
+            os._exit(0)
+
+    whole = first_run(tmp_path / "whole.db", 60)
+    half_made = 0
+    for turn in range(150):
+        path = tmp_path / f"{turn}.db"
+        first_run(path, random.Random(turn).uniform(0.02, 1) * whole)
+        half_made += path.exists() and not (path / "CURRENT").exists()
+        with scuttleup.open(path) as logs:
+            assert logs.append(b"next").seq <= 2
+    assert half_made > 10
+
+
+# --- What is refused ---
+
+
+def garbage(path: Path, text: str) -> None:
+    (path / "CURRENT").write_text(text)
+
+
+def foreign(path: Path) -> None:
+    path.mkdir()
+    (path / "holiday.jpg").write_text("precious")
+    (path / "LOCK").touch()
+
+
+# A name for the test, what is done to a database, and what is said about it.
+DAMAGED: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no CURRENT", lambda path: (path / "CURRENT").unlink(), "CURRENT is missing"),
+    ("CURRENT is empty", lambda path: garbage(path, ""), "CURRENT names no MANIFEST"),
+    ("CURRENT is text", lambda path: garbage(path, "text\n"), "CURRENT names no MANIFEST"),
+    ("no such MANIFEST", lambda path: garbage(path, "MANIFEST-9\n"), "MANIFEST-9 is missing"),
+    ("no MANIFEST", lambda path: [*path.glob("MANIFEST*")][0].unlink(), "MANIFEST-.* is missing"),
+    ("no table", lambda path: [*path.glob("*.ldb")][0].unlink(), "1 missing files.*"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [row[1:] for row in DAMAGED], ids=[row[0] for row in DAMAGED]
+)
+def test_a_damaged_database_loses_nothing_more(
+    database: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    """LevelDB would make an empty one over it, if told to create what is missing."""
+    whole = database.with_name("whole.db")
+    shutil.copytree(database, whole)
+    damage(database)
+    before = files(database)
+    with pytest.raises(DamagedDatabase, match=f"^{database} is damaged: {reason}$"):
+        scuttleup.open(database)
+    assert files(database) == before
+    for name in files(whole):
+        shutil.copy(whole / name, database / name)
+    with scuttleup.open(database) as logs:
+        assert logs.head == {"us": 3}
+
+
+# A name, what there is instead of a database, and what is said about it.
+NO_DATABASE: list[tuple[str, Callable[[Path], object], str]] = [
+    ("a file", lambda path: path.write_text("precious"), "is not a database: it is a file"),
+    ("a folder", foreign, "is not a database: it holds holiday.jpg"),
+    ("a loop", lambda path: path.symlink_to(path), "cannot be opened: Too many levels .*"),
+    ("a dead link", lambda path: path.symlink_to("not/mounted"), "cannot be used: .*: No such .*"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [row[1:] for row in NO_DATABASE], ids=[row[0] for row in NO_DATABASE]
+)
+def test_what_is_no_database_is_refused_and_left_alone(
+    path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    make(path)
+    before = files(path.parent)
+    with pytest.raises(DatabaseError, match=f"^{path} {reason}$"):
+        scuttleup.open(path)
+    assert files(path.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing/logs.db", "cannot be used: .*: No such file or directory"),
+        ("a-file/logs.db", "cannot be opened: Not a directory"),
+        ("x" * 256, "cannot be opened: File name too long"),
+    ],
+    ids=["no parent", "under a file", "too long"],
+)
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "a-file").touch()
+    with pytest.raises(DatabaseError, match=f"^{tmp_path / name} {reason}$") as caught:
+        scuttleup.open(tmp_path / name)
+    assert caught.value.__cause__ is not None
+    assert os.listdir(tmp_path) == ["a-file"]
+
+
+def test_the_empty_path_and_what_is_no_path_are_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="not the empty string"):
+        scuttleup.open("")
+    with pytest.raises(TypeError, match="NoneType"):
+        scuttleup.open(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        (0o555, "cannot be used: .*LOCK: Permission denied"),
+        (0o333, "cannot be opened: Permission denied"),
+        (0o000, "cannot be opened: Permission denied"),
+    ],
+    ids=["not written", "not listed", "nothing"],
+)
+def test_a_folder_without_the_permissions_is_refused(mode: int, reason: str) -> None:
+    with tempfile.TemporaryDirectory() as outer:
+        os.chmod(outer, 0o755)
+        path = Path(outer) / "logs.db"
+        scuttleup.open(path).close()
+        path.chmod(mode)
+        with unprivileged(), pytest.raises(DatabaseError, match=f"^{path} {reason}$"):
+            scuttleup.open(path)
+        path.chmod(0o755)
+        scuttleup.open(path).close()
+
+
+def test_a_database_that_another_process_holds_is_refused(database: Path) -> None:
+    code = f"import scuttleup; logs = scuttleup.open({str(database)!r}); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        with pytest.raises(DatabaseError, match=f"^{database} is open in another process$"):
+            scuttleup.open(database)
+        holder.communicate(b"\n")
+    scuttleup.open(database).close()
+
+
+@pytest.mark.parametrize("held", ["logs.db", "link.db", "sub/../logs.db"])
+@pytest.mark.parametrize("own", [False, True], ids=["opened", "own LevelDB"])
+def test_a_database_that_this_process_holds_is_refused_however_it_is_spelled(
+    database: Path, monkeypatch: pytest.MonkeyPatch, held: str, own: bool
+) -> None:
+    """LevelDB compares names, and the system's lock lets one process in twice."""
+    monkeypatch.chdir(database.parent)
+    Path("link.db").symlink_to("logs.db")
+    Path("sub").mkdir()
+    if own:
+        db = open_leveldb(Path(held))
+        logs = Scuttleup(db)
+    else:
+        logs = scuttleup.open(held)
+    for name in "logs.db", "link.db", str(database), "sub/../link.db/":
+        with pytest.raises(DatabaseError, match=f"^{name} is open in this process already$"):
+            scuttleup.open(name)
+    assert logs.append(b"x").seq == 4
+    logs.close()
+    if own:
+        db.close()
+    scuttleup.open("link.db").close()
