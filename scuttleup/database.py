@@ -140,6 +140,8 @@ class Database:
             if self.refusal is not None:
                 return ScuttleupError(self.refusal)
             return DatabaseError(f"{self.path} was closed while these logs were in use")
+        if isinstance(error, ValueError):  # something that is stored is not what it should be
+            return DatabaseError(f"{self.path} cannot be used: {error}")
         if isinstance(error, CutShort):
             return DamagedDatabase(f"{self.path} is damaged: a part of it cannot be read")
         return _in_words(self.path, error)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from leveldb import FakeDB, open_leveldb
 
-from scuttleup import Change, EntryNotFound, Scuttleup, ScuttleupError
-from scuttleup.keys import ID, log_prefix, pack_seq
+from scuttleup import Change, DatabaseError, EntryNotFound, Scuttleup, ScuttleupError
+from scuttleup.keys import DELETED_HEADS, ID, log_prefix, pack_seq
 from scuttleup.limits import MAX_SEQ
 
 
@@ -656,11 +656,25 @@ def test_a_peer_id_of_255_bytes_is_taken_wherever_it_comes_in(logs: Scuttleup, d
         assert Scuttleup(db, id=peer).id == Scuttleup(db).id == peer
 
 
-def test_a_wrong_stored_id_is_named_and_stays(db: Any) -> None:
-    db.put(ID, b"a\xc3\xbfb")
-    with pytest.raises(ValueError, match="aÿb"):
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        (ID, b"a\xc3\xbfb", "'aÿb'"),  # the original stores such an id, and then loses its log
+        (ID, b"", "''"),
+        (ID, b"\xff", "0xff"),
+        (DELETED_HEADS + b"us", b"zz", "b'zz'"),
+        (DELETED_HEADS + b"\xff", b"01", "0xff"),
+    ],
+)
+def test_what_is_stored_wrongly_is_a_database_error_and_stays(
+    tmp_path: Path, db: Any, key: bytes, value: bytes, named: str
+) -> None:
+    db.put(ID, b"us")
+    db.put(key, value)
+    before = list(db)
+    with pytest.raises(DatabaseError, match=f"^{tmp_path}/logs.db cannot be used: .*{named}"):
         Scuttleup(db)
-    assert list(db) == [(ID, b"a\xc3\xbfb")]
+    assert list(db) == before
 
 
 @pytest.mark.parametrize(
