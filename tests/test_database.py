@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from leveldb import open_leveldb
+from test_read_stream import LIMIT, start
 
 import scuttleup
-from scuttleup import DamagedDatabase, DatabaseError, Scuttleup
+from scuttleup import Change, DamagedDatabase, DatabaseError, Scuttleup, ScuttleupError
+from scuttleup.scan import load_heads
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
@@ -29,6 +32,11 @@ def files(folder: Path) -> dict[str, bytes | None]:
         for path in folder.rglob("*")
         if path.name not in ("LOG", "LOG.old", "LOCK")
     }
+
+
+def repeat(use: Callable[[], object]) -> None:
+    while True:
+        use()
 
 
 @contextmanager
@@ -133,8 +141,8 @@ DAMAGED: list[tuple[str, Callable[[Path], object], str]] = [
     ("CURRENT is empty", lambda path: garbage(path, ""), "CURRENT names no MANIFEST"),
     ("CURRENT is text", lambda path: garbage(path, "text\n"), "CURRENT names no MANIFEST"),
     ("no such MANIFEST", lambda path: garbage(path, "MANIFEST-9\n"), "MANIFEST-9 is missing"),
-    ("no MANIFEST", lambda path: [*path.glob("MANIFEST*")][0].unlink(), "MANIFEST-.* is missing"),
-    ("no table", lambda path: [*path.glob("*.ldb")][0].unlink(), "1 missing files.*"),
+    ("no MANIFEST", lambda path: min(path.glob("MANIFEST-*")).unlink(), "MANIFEST-.* is missing"),
+    ("no table", lambda path: min(path.glob("*.ldb")).unlink(), "1 missing files.*"),
 ]
 
 
@@ -261,3 +269,164 @@ def test_a_database_that_this_process_holds_is_refused_however_it_is_spelled(
     if own:
         db.close()
     scuttleup.open("link.db").close()
+
+
+# --- Closing ---
+
+
+def read(logs: Scuttleup) -> None:
+    for _ in logs.create_read_stream():
+        pass
+
+
+def follow(logs: Scuttleup) -> None:
+    for _ in logs.create_read_stream(live=True):
+        pass
+
+
+def send(logs: Scuttleup) -> None:
+    stream = logs.create_replication_stream()
+    stream.receive_data(b"\x06\x0a\x04them")
+    while stream.data_to_send():
+        pass
+
+
+USES: dict[str, Callable[[Scuttleup], object]] = {
+    "snapshot": read,
+    "live": follow,
+    "entry": lambda logs: logs.entry("us", 7),
+    "send": send,
+    "append": lambda logs: logs.append(b"x"),
+    "extend": lambda logs: logs.extend([b"x"] * 100),
+    "write": lambda logs: logs.write([Change("them", logs.head.get("them", 0) + 1, b"x")]),
+}
+
+
+def use_until_closed(logs: Scuttleup, use: Callable[[Scuttleup], object], begun: Event) -> None:
+    def use_once() -> None:
+        begun.set()
+        use(logs)
+
+    with pytest.raises(ScuttleupError, match=r"^these logs are closed$"):
+        repeat(use_once)
+
+
+@contextmanager
+def on_signal(handler: Callable[[], object]) -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, lambda signum, frame: handler())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("closer", ["another thread", "a signal handler"])
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("own", [False, True], ids=["opened", "own LevelDB"])
+def test_closing_is_safe_whoever_is_reading_or_writing(
+    path: Path, use: str, closer: str, own: bool
+) -> None:
+    """It used to end the process. Each stream and each thread gets an error and no false end."""
+    with scuttleup.open(path, id="us") as logs:
+        logs.extend([b"x" * 100] * 10_000)
+    for turn in range(15):
+        db = open_leveldb(path) if own else None
+        logs = Scuttleup(db) if own else scuttleup.open(path)
+        begun = Event()
+
+        def close(logs: Scuttleup = logs, db: Any = db) -> None:
+            logs.close()
+            if db:
+                db.close()
+
+        if closer == "another thread":
+            using = start(lambda: use_until_closed(logs, USES[use], begun))  # noqa: B023
+            begun.wait(LIMIT)
+            close()
+            using.result(LIMIT)
+        else:
+            start(lambda: (begun.wait(LIMIT), os.kill(os.getpid(), signal.SIGUSR1)))  # noqa: B023
+            using = start(lambda: use_until_closed(logs, USES[use], Event()))  # noqa: B023
+            with on_signal(close):
+                use_until_closed(logs, USES[use], begun)
+            using.result(LIMIT)
+        close()
+        scuttleup.open(path).close()
+
+
+def test_closing_waits_for_logs_in_construction(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The LevelDB of both is closed next."""
+    with open_leveldb(path) as db:
+        changes = [Change(f"peer {number}", seq, b"") for number in range(3000) for seq in (1, 2)]
+        Scuttleup(db).write(changes)
+    begun = Event()
+
+    def tell_and_load(db: Any) -> dict[str, int]:
+        begun.set()
+        return load_heads(db)
+
+    monkeypatch.setattr(scuttleup.store, "load_heads", tell_and_load)
+    for _ in range(15):
+        db = open_leveldb(path)
+        logs = Scuttleup(db)
+        begun.clear()
+        making = start(lambda: Scuttleup(db))  # noqa: B023
+        begun.wait(LIMIT)
+        logs.close()
+        db.close()
+        assert len(making.result(LIMIT).head) == 3000
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_leveldb_closed_too_early_is_told_apart_from_the_end(path: Path, live: bool) -> None:
+    """In a process of its own, since the binding may end it."""
+    program = f"""
+import scuttleup, sys
+from leveldb import open_leveldb
+db = open_leveldb({str(path)!r})
+logs = scuttleup.Scuttleup(db, id="us")
+logs.extend([b"x"] * 1000)
+stream = logs.create_read_stream(live={live})
+next(stream)
+db.close()
+for use in (
+    lambda: list(stream), lambda: logs.entry("us", 1), lambda: scuttleup.Scuttleup(db),
+    lambda: logs.append(b"x"), lambda: logs.extend([b"x"]), lambda: logs.delete("us", 1),
+):
+    try:
+        use()
+    except scuttleup.DatabaseError as error:
+        print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    line = f"{path} was closed while these logs were in use\n"
+    assert (result.returncode, result.stdout, result.stderr) == (0, line * 6, "")
+
+
+# --- What LevelDB says later on ---
+
+
+def test_when_leveldb_has_given_up_the_error_says_to_open_it_again(path: Path) -> None:
+    with scuttleup.open(path, id="us") as logs:
+        obstacle = path / "000005.ldb"  # LevelDB is about to write its first table there
+        obstacle.mkdir()
+        advice = f"^{path} cannot be used: .*: Is a directory; .* open it again$"
+        with pytest.raises(DatabaseError, match=advice) as caught:
+            repeat(lambda: logs.append(bytes(50_000)))
+        assert caught.value.__cause__
+        obstacle.rmdir()
+        for _ in range(2):
+            with pytest.raises(DatabaseError, match=advice):
+                logs.append(b"x")
+        head = logs.head
+    with scuttleup.open(path) as logs:
+        assert logs.head == head
+        assert logs.append(b"x").seq == head["us"] + 1
