@@ -89,6 +89,7 @@ _OF_LEVELDB = re.compile(r"MANIFEST-\d+|\d+\.(log|ldb|sst|dbtmp)")
 
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
 _forks = 0  # how many forks lie between the first process and this one
+_inherited: set[int] = set()  # the id() of every LevelDB that was open at one of them
 
 
 class Database:
@@ -104,7 +105,8 @@ class Database:
         self.path = path or name
         self.folder = os.path.realpath(name)  # wherever the process goes later
         self._owned = owned
-        self.refusal: str | None = None  # why it cannot be used any more
+        # Why it cannot be used (any more).
+        self.refusal = _FORKED if id(self._whole) in _inherited else None
         self.reads = threading.RLock()
         self.writes = threading.RLock()
         _databases[id(self)] = self
@@ -385,6 +387,7 @@ def _after_fork() -> None:
         for database in databases:
             # One reference too many, so that Python never frees it, not at the end either.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(database._whole))
+            _inherited.add(id(database._whole))
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
