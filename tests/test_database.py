@@ -345,7 +345,7 @@ def test_closing_is_safe_whoever_is_reading_or_writing(
             close()
             using.result(LIMIT)
         else:
-            start(lambda: (begun.wait(LIMIT), os.kill(os.getpid(), signal.SIGUSR1)))  # noqa: B023
+            start(lambda: [begun.wait(LIMIT), signal.raise_signal(signal.SIGUSR1)])  # type: ignore[func-returns-value]  # noqa: B023
             using = start(lambda: use_until_closed(logs, USES[use], Event()))  # noqa: B023
             with on_signal(close):
                 use_until_closed(logs, USES[use], begun)
