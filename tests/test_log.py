@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from leveldb import FakeDB, open_leveldb
 
+import scuttleup
 from scuttleup import Change, DatabaseError, EntryNotFound, Scuttleup, ScuttleupError
 from scuttleup.keys import DELETED_HEADS, ID, log_prefix, pack_seq
-from scuttleup.limits import MAX_SEQ
+from scuttleup.limits import MAX_ENTRY, MAX_SEQ
+from scuttleup.messages import encode_changes, encode_handshake
 
 
 def key(peer: str, seq: int) -> bytes:
@@ -426,6 +428,65 @@ def test_write_stores_all_or_none(logs: Scuttleup, db: Any) -> None:
 def test_write_reaches_the_last_number(logs: Scuttleup) -> None:
     assert logs.write([Change("a", MAX_SEQ - 1, "x"), Change("a", MAX_SEQ, "y")]) == 2
     assert logs.head == {"a": 4294967295}
+
+
+# --- Limits ---
+
+ADD: dict[str, Callable[[Scuttleup, bytes], object]] = {
+    "append": lambda logs, entry: logs.append(entry),
+    "append with sync": lambda logs, entry: logs.append(entry, sync=True),
+    "extend": lambda logs, entry: logs.extend([b"x", entry]),
+    "write": lambda logs, entry: logs.write([Change("a", 1, b"x"), Change("b", 1, entry)]),
+    "write to our own log": lambda logs, entry: logs.write([Change("us", 1, entry)]),
+}
+
+
+@pytest.mark.parametrize("add", ADD.values(), ids=ADD)
+@pytest.mark.parametrize("limit", [5, MAX_ENTRY], ids=["an option", "the default"])
+def test_an_entry_may_have_max_entry_bytes_and_not_one_more(
+    db: Any, add: Callable[[Scuttleup, bytes], object], limit: int
+) -> None:
+    logs = Scuttleup(db, id="us", max_entry=5) if limit == 5 else Scuttleup(db, id="us")
+    before = list(db)
+    with pytest.raises(ValueError, match=f"an entry of {limit + 1} bytes .* most is {limit}$"):
+        add(logs, bytes(limit + 1))
+    assert list(db) == before
+    assert logs.head == {}
+    add(logs, bytes(limit))
+    assert bytes(limit) in [change.entry for change in logs.create_read_stream()]
+
+
+def test_the_largest_entry_fits_into_a_frame_whoever_wrote_it() -> None:
+    frame = encode_changes("x" * 255, MAX_SEQ, [bytes(MAX_ENTRY)])
+    assert len(frame) - 4 == 16 * 1024 * 1024  # less its length, which is not counted
+
+
+@pytest.mark.parametrize("max_entry", [0, -1, MAX_ENTRY + 1, 1.5, "5", None])
+def test_a_wrong_max_entry_is_named(db: Any, max_entry: Any) -> None:
+    with pytest.raises(ValueError, match=f"not {re.escape(repr(max_entry))}$"):
+        Scuttleup(db, max_entry=max_entry)
+
+
+def test_a_log_for_which_our_handshake_has_no_room_is_refused(
+    db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log counts for 40 bytes, or for those of its id and 12 more."""
+    monkeypatch.setattr(scuttleup.store, "MAX_HANDSHAKE", 3 * 40 + 112)
+    logs = Scuttleup(db, id="us")
+    logs.write([Change("a", 1, b"")])
+    for peers in ("b", "c", "d", "e"), ("x" * 101, "b"), ("x" * 141,):
+        before = list(db)
+        with pytest.raises(ValueError, match=f"too many logs here to add the one of '{peers[-1]}'"):
+            logs.write([Change(peer, 1, b"") for peer in peers])
+        assert list(db) == before
+    logs.write([Change("b", 1, b""), Change("x" * 100, 1, b"")])
+    # It is full now, and what is here goes on.
+    for again in logs, Scuttleup(db):
+        with pytest.raises(ValueError, match="too many logs"):
+            again.write([Change("c", 1, b"")])
+        again.append(b"ours")
+    assert logs.write([Change("b", 2, b""), Change("x" * 100, 2, b"")]) == 2
+    assert len(encode_handshake("us", Scuttleup(db).head, "sync")) < 3 * 40 + 112
 
 
 # --- Encodings ---
