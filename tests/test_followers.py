@@ -1,0 +1,224 @@
+"""Many followers of one store, each read whenever it likes, against a model that is a dict."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from itertools import chain
+from threading import Event
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from leveldb import FakeDB, binding, open_leveldb
+
+import scuttleup.follower
+import scuttleup.limits
+from scuttleup import DatabaseError
+from scuttleup.changes import Run
+from scuttleup.database import Database
+from scuttleup.follower import News
+from scuttleup.limits import MAX_ENTRY
+from scuttleup.store import Store
+
+numbers = st.integers(0, 100)
+PEERS = ["us", "a", "a!", "z"]
+NEWS = 4  # remembered instead of thousands, so that followers fall behind
+
+Key = tuple[str, int]  # a peer and a number
+
+
+class Reader:
+    """A follower, and what it should give: everything above `start` up to `end`."""
+
+    def __init__(self, store: Store, start: dict[str, int], *, snapshot: bool, live: bool) -> None:
+        self.rung = rung = Event()
+        self.given: dict[Key, bytes] = {}
+        past = {} if snapshot else store.heads
+        self.start = {peer: max(start.get(peer, 0), past.get(peer, 0)) for peer in PEERS}
+        self.end = None if live else store.heads.copy()
+        self.follower = store.follow(dict(start), snapshot=snapshot, live=live, wake=rung.set)
+
+    def wants(self, key: Key) -> bool:
+        peer, seq = key
+        within = self.end is None or seq <= self.end.get(peer, 0)
+        return within and seq > self.start.get(peer, 0)
+
+    def take(self, run: Run) -> None:
+        before = max((seq for peer, seq in self.given if peer == run.peer), default=0)
+        assert run.first > before, "out of order, or twice"
+        for seq, entry in enumerate(run.entries, run.first):
+            self.given[run.peer, seq] = entry
+
+
+class Followers(RuleBasedStateMachine):
+    """`ever` has all that was ever stored, `here` what was not deleted, `doubt` what may be."""
+
+    @initialize()
+    def create(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(scuttleup.follower, "NEWS", NEWS)
+        self.folder = tempfile.TemporaryDirectory()
+        self.db = open_leveldb(self.folder.name)  # type: ignore[arg-type]
+        self.fake = FakeDB(self.db)
+        self.store = Store(Database(self.fake), id="us", sync=False, max_entry=MAX_ENTRY)
+        self.ever: dict[Key, bytes] = {}
+        self.here: set[Key] = set()
+        self.doubt: dict[Key, bytes] = {}
+        self.readers: list[Reader] = []
+
+    def teardown(self) -> None:
+        for reader in self.readers:
+            self.read_all(reader)
+        self.store.close()
+        for reader in self.readers:
+            assert reader.follower.read() is None or reader.end is not None
+        self.db.close()
+        self.folder.cleanup()
+        self.patch.undo()
+
+    @rule(
+        runs=st.lists(
+            st.tuples(st.sampled_from(PEERS), st.integers(0, 3), st.integers(1, 3)),
+            min_size=1,
+            max_size=6,
+        ),
+        entry=st.binary(max_size=2),
+        fault=st.sampled_from([None, None, None, "before", "after"]),
+    )
+    def write(self, runs: list[tuple[str, int, int]], entry: bytes, fault: str | None) -> None:
+        """Runs of a peer, after a gap, of a length; and what LevelDB makes of them."""
+        self.settle()
+        heads = self.store.heads.copy() | {key[0]: key[1] for key in self.ever}
+        batch = []
+        for peer, gap, count in runs:
+            first = heads.get(peer, 0) + 1 + (gap if peer != "us" else 0)
+            heads[peer] = first + count - 1
+            batch.append(Run(peer, first, [entry + bytes([i]) for i in range(count)]))
+        new = {
+            (peer, seq): entry
+            for peer, first, entries in batch
+            for seq, entry in enumerate(entries, first)
+        }
+        if fault:
+            setattr(self.fake, fault, binding.IOError(b"IO error: refused"))
+            with pytest.raises(DatabaseError, match="refused"):
+                self.store.write(batch)
+            setattr(self.fake, fault, None)
+            if fault == "after":
+                self.doubt = new
+        else:
+            assert self.store.write(batch) == len(new)
+            self.stored(new)
+
+    def settle(self) -> None:
+        """The next write finds out that LevelDB has what was in doubt."""
+        self.stored(self.doubt)
+        self.doubt = {}
+
+    def stored(self, new: dict[Key, bytes]) -> None:
+        self.ever |= new
+        self.here |= new.keys()
+
+    @rule(peer=st.sampled_from(PEERS), back=st.integers(0, 5))
+    def delete(self, peer: str, back: int) -> None:
+        self.settle()
+        head = max((seq for name, seq in self.ever if name == peer), default=0)
+        seq = max(1, head - back)
+        self.store.delete(peer, seq)
+        self.here.discard((peer, seq))
+
+    @rule(
+        since=st.dictionaries(st.sampled_from(PEERS), st.integers(1, 12)),
+        snapshot=st.booleans(),
+        live=st.booleans(),
+    )
+    def follow(self, since: dict[str, int], snapshot: bool, live: bool) -> None:
+        self.readers.append(Reader(self.store, since, snapshot=snapshot, live=live or not snapshot))
+
+    @precondition(lambda self: self.readers)
+    @rule(number=numbers, runs=st.integers(1, 4))
+    def read_some(self, number: int, runs: int) -> None:
+        reader = self.readers[number % len(self.readers)]
+        for _ in range(runs):
+            if run := reader.follower.read():
+                reader.take(run)
+
+    @precondition(lambda self: self.readers)
+    @rule(number=numbers)
+    def read_everything(self, number: int) -> None:
+        self.read_all(self.readers[number % len(self.readers)])
+
+    def read_all(self, reader: Reader) -> None:
+        while run := reader.follower.read():
+            reader.take(run)
+        assert all(self.ever[key] == entry for key, entry in reader.given.items())
+        assert all(map(reader.wants, reader.given))
+        acknowledged = {key for key in self.here if key[1] <= self.store.heads.get(key[0], 0)}
+        assert set(filter(reader.wants, acknowledged)) <= reader.given.keys(), "missed"
+        assert reader.follower.idle
+        reader.rung.clear()
+        self.check_rings_after_a_write(reader)
+
+    def check_rings_after_a_write(self, reader: Reader) -> None:
+        """Who has had everything is rung by the next write, if it follows."""
+        self.settle()
+        head = max((seq for name, seq in self.ever if name == "us"), default=0)
+        self.store.append(b"ring")
+        self.stored({("us", head + 1): b"ring"})
+        assert reader.rung.is_set() == (reader.end is None)
+
+    @precondition(lambda self: self.readers)
+    @rule(number=numbers)
+    def drop(self, number: int) -> None:
+        del self.readers[number % len(self.readers)]
+        live = [reader for reader in self.readers if reader.end is None]
+        assert len(self.store._news.followers) == len(live)
+
+
+Followers.TestCase.settings = settings(
+    max_examples=80,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestFollowers = Followers.TestCase
+
+
+def test_who_does_not_read_holds_nothing_and_200_000_logs_are_read_once(db: Any) -> None:
+    store = Store(Database(db), id="us", sync=False, max_entry=MAX_ENTRY)
+    readers = [Reader(store, {}, snapshot=True, live=True) for _ in range(50)]
+    names = [f"{number:06}" for number in range(200_000)]
+    random.Random(1).shuffle(names)
+    for first in range(0, len(names), 1000):
+        store.write([Run(name, 1, [b""]) for name in names[first : first + 1000]])
+    for reader in readers:
+        follower = reader.follower
+        assert (follower._runs, follower._since, next(iter(follower._spans or []), None)) == (
+            [],
+            {},
+            None,
+        )
+    follower = readers[0].follower
+    runs = list(iter(follower.read, None))
+    assert sorted(run.peer for run in runs) == sorted(names)
+    assert len(list(chain.from_iterable(run.entries for run in runs))) == len(names)
+    store.append(b"x")
+    assert follower.read() == Run("us", 1, [b"x"])
+    assert follower.read() is None
+
+
+def test_news_tell_who_has_fallen_behind_from_who_has_not() -> None:
+    news = News()
+    for number in range(scuttleup.limits.NEWS):
+        news.add("a", number, number + 1)
+    assert news.since(0) == ([("a", 0, news.end)], news.end)
+    news.add("b", 0, 1)
+    assert news.since(0) == (None, news.end)
+    assert news.since(1) == ([("a", 1, news.end - 1), ("b", 0, 1)], news.end)
+    assert news.since(news.end) == ([], news.end)
+    before = news.end
+    news.forget()
+    assert news.since(before) == (None, news.end)
