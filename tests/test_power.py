@@ -1,4 +1,7 @@
-"""What `sync=True` promises when the power fails: this entry, and everything before it."""
+"""What the disk has when the power fails, and when it is full.
+
+With `sync=True` it has this entry and everything before it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from leveldb import FakeDB
+from test_database import repeat
 
 import scuttleup
-from scuttleup import Scuttleup
+from scuttleup import Change, DatabaseError, Scuttleup
 
 # --- On a real file system, where the tests may mount one ------------------------------------
 
@@ -102,6 +107,36 @@ def test_every_synced_write_brings_all_before_it_to_the_disk(disk: Disk) -> None
             check_after_a_power_failure(disk, logs)
 
 
+def test_a_read_only_file_system_is_refused(disk: Disk) -> None:
+    scuttleup.open(disk.folder / "logs.db").close()
+    run("mount", "-o", "remount,ro", disk.folder)
+    with pytest.raises(DatabaseError, match=r"logs\.db cannot be used: .*: Read-only file system$"):
+        scuttleup.open(disk.folder / "logs.db")
+
+
+def test_a_full_disk_loses_nothing_and_there_is_a_way_on(disk: Disk) -> None:
+    """If the disk was full as LevelDB saved a table, the way is to open the database again."""
+    choose = random.Random(3)
+    path, filler = disk.folder / "logs.db", disk.folder / "filler"
+    with scuttleup.open(path, id="us") as logs:
+        filler.write_bytes(bytes(36 << 20))
+        acknowledged: list[Change] = []
+
+        def append() -> None:
+            acknowledged.append(logs.append(choose.randbytes(50_000)))
+
+        for _ in range(2):
+            with pytest.raises(DatabaseError, match="No space left on device"):
+                repeat(append)
+        assert len(acknowledged) > 50
+        filler.unlink()
+        with suppress(DatabaseError):  # which says what to do, see `test_database.py`
+            append()
+    with scuttleup.open(path) as logs:
+        assert list(logs.create_read_stream()) == acknowledged
+        append()
+
+
 # --- By listening, everywhere ---------------------------------------------------------------------
 
 
@@ -170,7 +205,7 @@ def test_a_journal_that_cannot_be_synced_is_a_database_error(
 ) -> None:
     logs.append("x")
     (tmp_path / "logs.db" / OLD).mkdir()
-    with pytest.raises(scuttleup.DatabaseError, match=r"logs\.db cannot be written: Is a dir"):
+    with pytest.raises(DatabaseError, match=r"logs\.db cannot be written: Is a dir"):
         logs.append("y", sync=True)
     (tmp_path / "logs.db" / OLD).rmdir()
     assert logs.append("z", sync=True).entry == "z"
