@@ -70,13 +70,13 @@ _ENCODING = "mbcs" if _ON_WINDOWS else sys.getfilesystemencoding()
 _ON_ERROR = "strict" if _ON_WINDOWS else sys.getfilesystemencodeerrors()
 
 
-class CutShort(Exception):
-    """LevelDB ended an iteration before its end: see `scan.py`. It never leaves the package."""
+class Unreadable(Exception):
+    """What is stored cannot be read, for the reason that it gives. It never leaves the package."""
 
 
 # What may come out of a read or a write. A RuntimeError is what the binding raises when the
 # database was closed.
-ERRORS = (OSError, RuntimeError, CutShort, *(binding.Error for binding in _BINDINGS))
+ERRORS = (OSError, RuntimeError, Unreadable, *(binding.Error for binding in _BINDINGS))
 
 _CLOSED = "these logs are closed"
 _FORKED = "these logs were opened in another process, before a fork: open them again in this one"
@@ -144,9 +144,11 @@ class Database:
             return DatabaseError(f"{self.path} was closed while these logs were in use")
         if isinstance(error, ValueError):  # something that is stored is not what it should be
             return DatabaseError(f"{self.path} cannot be used: {error}")
-        if isinstance(error, CutShort):
-            return DamagedDatabase(f"{self.path} is damaged: a part of it cannot be read")
-        return _in_words(self.path, error)
+        if isinstance(error, Unreadable):
+            return DamagedDatabase(f"{self.path} is damaged: {error}")
+        # When LevelDB could not save what it holds, for instance while the disk was full, it gives
+        # this error at every write from then on, also when there is room again.
+        return _in_words(self.path, error, "; if this stays so, close it and open it again")
 
     def close(self) -> None:
         """Refuse every use from now on, wait for those under way, close what is owned.
@@ -314,9 +316,9 @@ def _is_new(path: str) -> bool:
     return False
 
 
-def _in_words(path: str, error: Exception) -> DatabaseError:
+def _in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
     if isinstance(error, OSError) and error.strerror:  # the system's own error, not LevelDB's
-        return DatabaseError(f"{path} cannot be used: {error.strerror}")
+        return DatabaseError(f"{path} cannot be used: {error.strerror}{advice}")
     message = _decode(error.args[0] if error.args else b"")
     # Windows ends its messages with ".\r\n".
     kind, _, reason = " ".join(message.splitlines()).rstrip(". ").partition(": ")
@@ -327,7 +329,7 @@ def _in_words(path: str, error: Exception) -> DatabaseError:
         return DatabaseError(f"{path} is open in this process already")
     if context.endswith("LOCK") and _is_held(context, last):
         return DatabaseError(f"{path} is open in another process")
-    return DatabaseError(f"{path} cannot be used: {reason or kind}")
+    return DatabaseError(f"{path} cannot be used: {reason or kind}{advice}")
 
 
 def _is_held(context: str, reason: str) -> bool:

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from .changes import Run
-from .database import CutShort
+from .database import Unreadable
 from .keys import (
     CHANGES,
     CHANGES_END,
@@ -114,13 +114,16 @@ def _cut_at_gaps(
 
 def _check_end(db: Any) -> None:
     if db.get(ID, verify_checksums=True) is None:
-        raise CutShort
+        raise _cut_short()
 
 
 def load_id(db: Any) -> str | None:
     """The id that is stored, None in a new database."""
     stored = db.get(ID, verify_checksums=True)
-    return None if stored is None else check_peer(stored.decode())
+    try:
+        return None if stored is None else check_peer(stored.decode())
+    except ValueError as error:
+        raise Unreadable(f"the id that is stored: {error}") from error
 
 
 def load_heads(db: Any) -> dict[str, int]:
@@ -144,15 +147,18 @@ def load_heads(db: Any) -> dict[str, int]:
             with suppress(ValueError):
                 heads[check_peer(name.decode())] = unpack_seq(key[len(prefix) :])
         else:
-            raise CutShort
+            raise _cut_short()
     with _scan(db, DELETED_HEADS) as deleted:
         for key, number in deleted:
             if not key.startswith(DELETED_HEADS):
                 break
-            peer = key[len(DELETED_HEADS) :].decode()
-            heads[peer] = max(heads.get(peer, 0), unpack_seq(number))
+            try:
+                peer = key[len(DELETED_HEADS) :].decode()
+                heads[peer] = max(heads.get(peer, 0), unpack_seq(number))
+            except ValueError as error:
+                raise Unreadable(f"the head {key!r}: {error}") from error
         else:
-            raise CutShort
+            raise _cut_short()
     return heads
 
 
@@ -170,9 +176,13 @@ def _leap_over_log(keys: Any, prefix: bytes, key: bytes) -> bytes:
         last: bytes = keys.prev()
         unpack_seq(last[len(prefix) :])
     except StopIteration:
-        raise CutShort from None
+        raise _cut_short() from None
     except ValueError:
         keys.seek(key + b"\0")
         return key
     next(keys, None)  # `last` once more
     return last
+
+
+def _cut_short() -> Unreadable:
+    return Unreadable("a part of it cannot be read")

@@ -79,10 +79,10 @@ class Store:
         database: Database,
         *,
         id: str | None,
-        key: bytes | None,
         sync: bool,
-        only_signed: bool,
         max_entry: int,
+        key: bytes | None = None,
+        only_signed: bool = False,
     ) -> None:
         self.database = database
         self._sync = sync
@@ -110,7 +110,8 @@ class Store:
         database = self.database
         with database.writes:
             if self._in_doubt or database.refusal is not None:
-                self._prepare_to_write()
+                with database:
+                    self._prepare_to_write()
             own = self.id
             head = self.heads.get(own, 0)
             if head == MAX_SEQ:
@@ -121,14 +122,14 @@ class Store:
                 raise ValueError(self._too_large(head + 1, entry))
             self._in_doubt = True
             key = next(self._own_keys)
-            if self._sync if sync is None else sync:
-                self._commit(partial(database.db.put, key, entry, sync=True), True)
-            else:
-                self._unsynced = True
-                try:
+            try:
+                if self._sync if sync is None else sync:
+                    self._commit(partial(database.db.put, key, entry, sync=True), True)
+                else:
+                    self._unsynced = True
                     database.db.put(key, entry)
-                except ERRORS as error:
-                    raise database.error(error) from error
+            except ERRORS as error:
+                raise database.error(error) from error
             self.heads[own] = head = head + 1
             news = self._news
             if news.followers:
@@ -139,7 +140,7 @@ class Store:
 
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
         """Store entries of our own, all or none, and return the number of the first."""
-        with self.database.writes:
+        with self.database.writes, self.database:
             self._prepare_to_write()
             head = self.heads.get(self.id, 0)
             if head + len(entries) > MAX_SEQ:
@@ -165,7 +166,7 @@ class Store:
         proven, proven_at = self.prove(runs, refused)
         if refused:
             raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in refused.items()))
-        with self.database.writes:
+        with self.database.writes, self.database:
             self._prepare_to_write()
             return self._put(proven, sync, None, proven_at)
 
@@ -183,7 +184,7 @@ class Store:
         The reason then goes to `refused`, by peer, and all that follows in that log is left out,
         too. The rest is stored.
         """
-        with self.database.writes:
+        with self.database.writes, self.database:
             self._prepare_to_write()
             return self._put(runs, None, refused, proven_at)
 
@@ -263,7 +264,7 @@ class Store:
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry; its number stays used."""
-        with self.database.writes:
+        with self.database.writes, self.database:
             self._prepare_to_write()
             key = log_prefix(peer) + pack_seq(seq)
             batch = self.database.db.write_batch(sync=self._sync)
@@ -280,12 +281,11 @@ class Store:
         self._in_doubt = True
         older = sync and self._unsynced
         self._unsynced = self._unsynced or not sync
-        with self.database:
-            if older:
-                self.database.sync_older_journals()
-            write()
-            if older:
-                self.database.sync_older_journals()
+        if older:
+            self.database.sync_older_journals()
+        write()
+        if older:
+            self.database.sync_older_journals()
         if sync:
             self._unsynced = False
 
@@ -297,7 +297,6 @@ class Store:
         return f"entry {seq} has {len(entry)} bytes, {self.max_entry} is the most"
 
     def _prepare_to_write(self) -> None:
-        self.database.ready()
         if self._in_doubt:
             self._settle()
 
@@ -306,9 +305,8 @@ class Store:
         # After a journal write that the disk refused, LevelDB (1.22 and 1.23) goes on in a journal
         # in which it has lost count of the blocks: what it acknowledges from then on may be gone at
         # the next opening. In a new journal it counts anew.
-        with self.database as db:
-            self.database.begin_new_journal()
-            found = load_heads(db)
+        self.database.begin_new_journal()
+        found = load_heads(self.database.db)
         for peer, head in found.items():
             self.heads[peer] = max(head, self.heads.get(peer, 0))
         self.room = _room(self.id, self.heads)

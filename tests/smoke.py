@@ -10,6 +10,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 
 import scuttleup
@@ -17,12 +18,14 @@ from scuttleup.database import binding
 
 
 async def replicate(alice: scuttleup.Scuttleup, bob: scuttleup.Scuttleup) -> None:
-    async with scuttleup.Peer(alice, listen=("127.0.0.1", 0)) as server:
-        async with scuttleup.Peer(bob, connect=server.addresses):
-            with bob.create_read_stream(tail=True) as stream:
-                alice.append("live")
-                assert (await anext(stream)).entry == "hello"
-                assert (await anext(stream)).entry == "live"
+    async with (
+        scuttleup.Peer(alice, listen=("127.0.0.1", 0)) as server,
+        scuttleup.Peer(bob, connect=server.addresses),
+    ):
+        with bob.create_read_stream(tail=True) as stream:
+            alice.append("live")
+            assert (await anext(stream)).entry == "hello"
+            assert (await anext(stream)).entry == "live"
 
 
 def main() -> None:
@@ -40,12 +43,9 @@ def main() -> None:
             ]
             asyncio.run(asyncio.wait_for(replicate(alice, bob), 30))
             assert alice.append("more").seq == 4
-            try:
+            with suppress(scuttleup.DatabaseError):
                 scuttleup.open(path)
-            except scuttleup.DatabaseError as error:
-                assert "open in this process already" in str(error)
-            else:
-                raise AssertionError("a database was opened twice")
+                sys.exit("a database was opened twice")
         command = [sys.executable, "-m", "scuttleup", "--db", path]
         subprocess.run([*command, "append", "from the shell"], check=True, timeout=60)
         read = subprocess.run(

@@ -388,7 +388,9 @@ def test_a_full_disk_while_typing_is_one_line_and_status_1(start: Start, tmp_pat
     peer.type("x" * 200_000)
     status, _, err = peer.result()
     assert status == 1
-    assert re.fullmatch("scuttleup: logs.db cannot be used: .*File too large\n", err)
+    assert re.fullmatch(
+        "scuttleup: logs.db cannot be used: .*File too large; .*open it again\n", err
+    )
     assert entries(tmp_path / "logs.db") == ["fits"]
 
 
@@ -402,7 +404,7 @@ def test_a_full_disk_while_receiving_is_one_line_and_status_1(
     bob.stderr_line("connected")
     status, out, err = bob.result()
     assert (status, out) == (1, "")
-    assert re.fullmatch("scuttleup: b.db cannot be used: .*File too large\n", err)
+    assert re.fullmatch("scuttleup: b.db cannot be used: .*File too large; .*open it again\n", err)
 
 
 # --- Outputs that are slow, full or closed ---

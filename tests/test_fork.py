@@ -99,7 +99,7 @@ def test_a_child_is_refused_whatever_it_does_and_the_parent_goes_on(
     logs = Scuttleup(db, id="us") if own else scuttleup.open(path, id="us")
     logs.extend([b"x"] * 100)
     if compacted:
-        logs._store._database.db.compact_range()
+        logs._store.database.db.compact_range()
     for name, use in USES.items():
         assert fork(lambda: use(logs)) == f"ScuttleupError: {REFUSAL}", name  # noqa: B023
     if db:  # nor through an object that it makes itself
@@ -172,7 +172,7 @@ def test_a_lock_that_a_thread_held_at_the_fork_does_not_hold_up_the_child(
         taken = multiprocessing.Event()
 
         def hold() -> None:
-            with getattr(logs._store._database, lock):
+            with getattr(logs._store.database, lock):
                 taken.set()
                 release.wait(LIMIT)
 
@@ -190,7 +190,7 @@ import os, signal, sys, scuttleup
 path, leave = sys.argv[1:]
 with scuttleup.open(path, id="us") as logs:
     logs.extend([bytes(50_000)] * 300)
-    logs._store._database.db.compact_range()
+    logs._store.database.db.compact_range()
     snapshot, live = logs.create_read_stream(), logs.create_read_stream(live=True)
     next(snapshot), next(live)
     child = os.fork()

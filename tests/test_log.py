@@ -733,7 +733,7 @@ def test_what_is_stored_wrongly_is_a_database_error_and_stays(
     db.put(ID, b"us")
     db.put(key, value)
     before = list(db)
-    with pytest.raises(DatabaseError, match=f"^{tmp_path}/logs.db cannot be used: .*{named}"):
+    with pytest.raises(DatabaseError, match=f"^{tmp_path}/logs.db is damaged: .*{named}"):
         Scuttleup(db)
     assert list(db) == before
 
