@@ -97,6 +97,7 @@ def test_a_path_may_be_of_any_kind_and_relative(
         assert logs.head == {logs.id: 606}
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_every_first_run_that_was_killed_leaves_a_database_that_opens(tmp_path: Path) -> None:
     begun = time.monotonic()
     with scuttleup.open(tmp_path / "whole.db") as logs:

@@ -109,23 +109,6 @@ def test_a_deleted_number_is_not_given_out_again_after_reopening(
         assert [change.seq for change in logs.create_read_stream()] == left
 
 
-def test_a_new_entry_deleted_at_once_each_time_never_repeats_a_number(tmp_path: Path) -> None:
-    for seq in range(1, 6):
-        with reopened(tmp_path / "logs.db") as logs:
-            assert logs.append("gone").seq == seq
-            logs.delete(logs.id, seq)
-
-
-def test_the_head_of_another_peer_survives_the_deletion_of_its_log(tmp_path: Path) -> None:
-    with reopened(tmp_path / "logs.db") as logs:
-        logs.write([Change("them", 1, "a"), Change("them", 2, "b")])
-        logs.delete("them", 1)
-        logs.delete("them", 2)
-    with reopened(tmp_path / "logs.db") as logs:
-        assert logs.head == {"them": 2}
-        assert logs.write([Change("them", 2, "b"), Change("them", 3, "c")]) == 1
-
-
 # --- Refused by the disk, or interrupted ----------------------------------------------------------
 
 

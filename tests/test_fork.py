@@ -21,6 +21,9 @@ from scuttleup import Change, DatabaseError, Scuttleup
 if not hasattr(os, "fork"):
     pytest.skip("Windows has no fork", allow_module_level=True)
 
+# From 3.12 on, Python warns of a fork while there are threads, as there are in a test run.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 REFUSAL = "these logs were opened in another process, before a fork: open them again in this one"
 
 
@@ -210,7 +213,7 @@ with scuttleup.open(path, id="us") as logs:
 @pytest.mark.parametrize("leave", ["sys.exit", "os._exit", "the end of the program"])
 def test_a_child_leaves_as_a_program_does(tmp_path: Path, leave: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "logs.db"), leave],
+        [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "logs.db"), leave],
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -244,7 +247,9 @@ sys.stdin.read()
 def test_a_daemon_opens_the_logs_again_and_nobody_gets_in_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "logs.db"
     with subprocess.Popen(
-        [sys.executable, "-c", DAEMON, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-W", "ignore", "-c", DAEMON, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as daemon:
         assert daemon.stdout
         assert daemon.stdout.readline() == b"2\n"
