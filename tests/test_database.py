@@ -129,6 +129,10 @@ def garbage(path: Path, text: str) -> None:
     (path / "CURRENT").write_text(text)
 
 
+def folder_for_current(path: Path) -> None:
+    (path / "CURRENT").mkdir(parents=True)
+
+
 def foreign(path: Path) -> None:
     path.mkdir()
     (path / "holiday.jpg").write_text("precious")
@@ -170,6 +174,7 @@ def test_a_damaged_database_loses_nothing_more(
 NO_DATABASE: list[tuple[str, Callable[[Path], object], str]] = [
     ("a file", lambda path: path.write_text("precious"), "is not a database: it is a file"),
     ("a folder", foreign, "is not a database: it holds holiday.jpg"),
+    ("a wrong CURRENT", folder_for_current, "cannot be opened: CURRENT: Is a directory"),
     ("a loop", lambda path: path.symlink_to(path), "cannot be opened: Too many levels .*"),
     ("a dead link", lambda path: path.symlink_to("not/mounted"), "cannot be used: .*: No such .*"),
 ]
@@ -249,6 +254,7 @@ def test_a_database_that_another_process_holds_is_refused(database: Path) -> Non
 
 @pytest.mark.parametrize("held", ["logs.db", "link.db", "sub/../logs.db"])
 @pytest.mark.parametrize("own", [False, True], ids=["opened", "own LevelDB"])
+@pytest.mark.skipif(os.name == "nt", reason="a link needs a right there that few have")
 def test_a_database_that_this_process_holds_is_refused_however_it_is_spelled(
     database: Path, monkeypatch: pytest.MonkeyPatch, held: str, own: bool
 ) -> None:
@@ -269,6 +275,14 @@ def test_a_database_that_this_process_holds_is_refused_however_it_is_spelled(
     if own:
         db.close()
     scuttleup.open("link.db").close()
+
+
+def test_a_leveldb_that_this_process_holds_without_logs_is_refused_by_its_name(path: Path) -> None:
+    with (
+        open_leveldb(path),
+        pytest.raises(DatabaseError, match=f"^{path} is open in this process already$"),
+    ):
+        scuttleup.open(path)
 
 
 # --- Closing ---
