@@ -37,8 +37,9 @@ from .log import Scuttleup
 from .log import open as open_logs
 
 EPILOG = """\
-Exit status: 0 when all went well; 1 after an error, told in one line; 2 for wrong arguments;
-130 after Ctrl-C or SIGTERM, but 0 where they are the usual end (read --live, replicate).
+Exit status: 0 when all went well; 1 after an error, told in one line, and when --once had to leave
+out a log; 2 for wrong arguments; 130 after Ctrl-C or SIGTERM, but 0 where they are the usual end
+(read --live, replicate).
 Only one process at a time can have a database open.
 
 Two people in two terminals:

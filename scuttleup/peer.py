@@ -21,6 +21,8 @@ What ends them, and how:
   long each time up to 30 seconds, as long as no exchange outlasts the wait before it. After a
   `ProtocolError` it waits for 5 minutes, since the remote will most likely do the same again. Each
   wait is shortened by up to a half, by chance, lest all who lost a peer come back at one moment.
+- **An exchange meets a mistake in this package.** That ends this exchange only, too, and is told
+  with its traceback as asyncio tells of an exception that nobody catches.
 - **Our own database fails.** That is nobody's fault but ours and hits every link alike, so it must
   reach the user. No link catches it. The task group then cancels all tasks and the body, and
   leaving the `async with` raises that error.
@@ -57,6 +59,7 @@ import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
+from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -198,7 +201,7 @@ class Peer:
 
     @property
     def replicated(self) -> Replicated:
-        """What all exchanges that have ended sent, received and refused together."""
+        """What all exchanges that ended well sent, received and refused together."""
         return self._replicated
 
     async def wait(self) -> Replicated:
@@ -391,12 +394,13 @@ class Peer:
         except ScuttleupError:
             if not self._sentinel.closed:  # these logs were closed just before we used them
                 raise
+        except Exception as error:  # a mistake in this package: told as asyncio tells of its own
+            self.failures += 1
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"{name}: an exchange failed", "exception": error}
+            )
         else:
-            sent, received, refused = self._replicated
-            for peer, reason in result.refused.items():
-                if len(refused) < MAX_NAMED:
-                    refused.setdefault(peer, reason)
-            self._replicated = Replicated(sent + result.sent, received + result.received, refused)
+            self._count(result)
             if self._live:
                 self._events.tell(logging.INFO, "gone", f"{name}: gone", who=who)
         finally:
@@ -405,6 +409,11 @@ class Peer:
             with suppress(OSError):
                 await writer.wait_closed()
         return in_error
+
+    def _count(self, result: Replicated) -> None:
+        sent, received, refused = self._replicated
+        named = islice({**refused, **result.refused}.items(), MAX_NAMED)
+        self._replicated = Replicated(sent + result.sent, received + result.received, dict(named))
 
 
 class _Events:

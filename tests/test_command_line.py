@@ -321,7 +321,11 @@ def test_once_shows_progress_on_a_terminal(run: Run, start: Start, tmp_path: Pat
     ours, theirs = pty.openpty()
     args = ["--db", "b.db", "replicate", "--once", f"127.0.0.1:{alice.port()}"]
     subprocess.run(
-        [sys.executable, "-m", "scuttleup", *args], cwd=tmp_path, stderr=theirs, timeout=LIMIT
+        [sys.executable, "-m", "scuttleup", *args],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=theirs,
+        timeout=LIMIT,
     )
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
@@ -533,6 +537,22 @@ def test_what_a_broken_exchange_brought_is_counted(start: Start) -> None:
             status, _, err = peer.result()
     assert status == 1
     assert err.endswith("scuttleup: sent 0, received 2\n")
+
+
+def test_once_that_left_out_a_log_is_status_1(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = start("replicate", "--once", f"127.0.0.1:{server.getsockname()[1]}")
+        remote, _ = server.accept()
+        with remote:
+            remote.sendall(encode_handshake_frame("them", {"them": 1}, "sync"))
+            remote.sendall(encode_changes("b\u00ffd", 1, [b"wrong"]))
+            remote.sendall(encode_changes("them", 1, [b"right"]))
+            assert "right" in peer.stdout_line()
+            remote.shutdown(socket.SHUT_WR)
+            status, _, err = peer.result()
+    assert status == 1
+    assert "is left out" in err
+    assert err.endswith("scuttleup: sent 0, received 1\n")
 
 
 def test_an_endless_input_does_not_keep_it_from_ending(start: Start, tmp_path: Path) -> None:
@@ -773,7 +793,7 @@ def test_a_head_that_is_none_is_one_line(head: str, run: Run, tmp_path: Path) ->
 
 def test_there_is_a_console_script(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("scuttleup")
-    subprocess.run([script, "append", "x"], cwd=tmp_path, check=True)
+    subprocess.run([script, "append", "x"], cwd=tmp_path, env=ENVIRONMENT, check=True)
     assert entries(tmp_path / "logs.db") == ["x"]
 
 

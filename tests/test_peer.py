@@ -32,6 +32,7 @@ from scuttleup import (
     Tls,
     load_tls,
 )
+from scuttleup.changes import Run
 
 if sys.platform != "win32":
     import resource
@@ -214,7 +215,7 @@ async def test_trouble_with_our_own_database_ends_the_body_and_reaches_the_user(
 ) -> None:
     cause = OSError("no space")
 
-    def fail(*_: object) -> int:
+    def fail(*_: object, **__: object) -> int:
         raise DatabaseError("alice.db cannot be written") from cause
 
     monkeypatch.setattr(alice._store, "write_proven", fail)
@@ -324,6 +325,29 @@ async def test_what_one_remote_does_wrong_is_told_and_ends_no_other(
         bob.append("still there?")
         await has(alice, ("bob", 1))
         writer.close()
+
+
+@asynchronous
+async def test_a_mistake_of_ours_ends_one_exchange_and_is_told(
+    alice: Scuttleup, new_logs: NewLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistakes: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context))
+    write = alice._store.write
+
+    def fail_for_mallory(runs: list[Run], *arguments: Any, **options: Any) -> int:
+        return 1 // 0 if runs[0].peer == "mallory" else write(runs, *arguments, **options)
+
+    monkeypatch.setattr(alice._store, "write", fail_for_mallory)
+    bob, mallory = new_logs("bob"), new_logs("mallory")
+    async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses) as client:
+        await until(lambda: client.connected)
+        mallory.append("what we do not expect")
+        async with Peer(mallory, connect=server.addresses):
+            await until(lambda: mistakes)
+        bob.append("still there?")
+        await has(alice, ("bob", 1))
+    assert isinstance(mistakes[0]["exception"], ZeroDivisionError)
 
 
 StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
