@@ -54,8 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "replicate":
         _check_replicate(parser, args)
-    elif hasattr(signal, "SIGPIPE"):  # there the pipe may be a remote's, who is not to end us
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `scuttleup read | head` ends quietly
+    elif sys.platform != "win32":
+        # So that `scuttleup read | head` ends quietly. A peer must not end like this, since it also
+        # gets the signal when a remote has gone.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for fd in (0, 1, 2):  # where one is closed, LevelDB would get it, and what we print
         try:
             os.fstat(fd)
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             status = int(args.run(logs, args) or 0)
             sys.stdout.flush()  # here, where what is wrong with it is told
             return status
-    except (ScuttleupError, OSError, ValueError) as error:
+    except (ScuttleupError, OSError, ValueError, OverflowError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 0 if getattr(args, "live", False) else 130
@@ -212,7 +214,7 @@ class Lines:
         if b"\n" in ends:
             *lines, rest = bytes(self._rest).split(b"\n")
             self._rest = bytearray(rest)
-            if os.name == "nt":
+            if sys.platform == "win32":
                 lines = [line.removesuffix(b"\r") for line in lines]
             self._logs.extend(lines)
         if len(self._rest) > MAX_ENTRY:

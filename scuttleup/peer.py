@@ -38,7 +38,7 @@ lowest free number: if no connection keeps a descriptor above a certain number, 
 it stay free for LevelDB, whatever else the process has open. Should the process run out of
 descriptors all the same, the acceptor pauses for a tenth of a second. asyncio's own server logs a
 traceback for each failed attempt, many thousand a second, which is why `Peer` does not use it.
-That server also cannot be closed from Python 3.12 on while somebody is connected.
+From Python 3.12 on, that server also waits at its end for all who are connected to leave.
 
 `Peer` prints nothing. It tells what happens to the logger "scuttleup", a line for each event. The
 same event is told at most once a minute and then with a count, so a log file grows by some lines a
@@ -219,12 +219,12 @@ class Peer:
         def wake() -> None:
             loop.call_soon_threadsafe(self._look)
 
+        await self._group.__aenter__()  # RuntimeError if this peer was entered before
         # This follower gives nothing to read. It is here to be woken when the logs are closed.
         self._sentinel = self._logs._store.follow({}, snapshot=False, live=False, wake=wake)
         self._first_spare = _limit_descriptors(self._max_connections)
         sockets = await _listen(self._listen) if self._listen else []
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
-        await self._group.__aenter__()
         for sock, address in zip(sockets, self.addresses, strict=True):
             logger.info("listening on %s", _name(address))
             task = self._group.create_task(self._accept(sock))
@@ -542,10 +542,10 @@ def _limit_descriptors(max_connections: int) -> int:
     Raises the soft limit of the process, as far as the hard one allows, to what the connections
     need. Where the limit is very small, half of the descriptors are for connections.
     """
-    try:
-        import resource
-    except ImportError:  # Windows, where a socket is no descriptor
+    if sys.platform == "win32":  # where a socket is no descriptor
         return 0
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 0

@@ -49,7 +49,7 @@ from io import FileIO
 from typing import Literal
 
 from .changes import Change
-from .errors import ScuttleupError
+from .errors import DatabaseError, ScuttleupError
 from .log import Scuttleup
 
 READ_BYTES = 64 * 1024
@@ -145,9 +145,9 @@ class Printer:
 class Typist:
     """Hands over what is typed, or what else comes from stdin.
 
-    `take` is called with some bytes and, at the end of stdin, with b"". A ValueError of it means
-    that stdin is of no use any more. `fail` gets any ScuttleupError of it. Both are called from the
-    thread of the typist.
+    `take` is called with some bytes and, at the end of stdin, with b"". `fail` gets a DatabaseError
+    of it. Any other error of it is told and means that nothing more is taken. Both are called from
+    the thread of the typist.
     """
 
     def __init__(self, take: Callable[[bytes], object], fail: Callable[[Exception], None]) -> None:
@@ -157,7 +157,7 @@ class Typist:
         self._last = LAST_BYTES  # how many bytes may still be taken at the end
         # A pipe of which the one end can be read once the other is closed: it is time to end.
         self._end, self._ender = os.pipe()
-        if hasattr(signal, "SIGTTIN"):
+        if sys.platform != "win32":
             signal.signal(signal.SIGTTIN, signal.SIG_IGN)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -167,18 +167,19 @@ class Typist:
                 self._take(data)
                 if not data:
                     return
-        except ValueError as error:
-            logger.warning("stdin: %s; nothing more is read", error)
-        except ScuttleupError as error:
+        except DatabaseError as error:
             self._fail(error)
+        except (ScuttleupError, ValueError, OverflowError) as error:
+            # Too long a line, or a log that cannot be appended to. The peer still serves others.
+            logger.warning("stdin: %s: nothing more is taken", error)
         except OSError:  # there is no stdin
             pass
 
     def _read(self) -> bytes | None:
         """What comes next; b"" at the end of stdin, None when there is no more before we end."""
-        if os.name != "posix":
+        if sys.platform == "win32":
             return self._stdin.read(READ_BYTES)
-        from select import select  # only here: on other systems it knows nothing but sockets
+        from select import select  # only here: on Windows it knows nothing but sockets
 
         while True:
             ready = select([0, self._end], [], [])[0]
@@ -197,7 +198,7 @@ class Typist:
 
     def __exit__(self, *exc_info: object) -> None:
         os.close(self._ender)
-        if os.name == "posix":
+        if sys.platform != "win32":
             self._thread.join()
 
 
@@ -259,9 +260,9 @@ def _unbuffered(fd: int, mode: Literal["rb", "wb"]) -> FileIO:
 
 def _may_read(stdin: FileIO) -> bool:
     """Whether stdin is not a terminal that somebody else uses now."""
-    if not stdin.isatty():
+    if sys.platform == "win32" or not stdin.isatty():
         return True
-    import termios  # only here: other systems do not have it
+    import termios  # only here: Windows does not have it
 
     try:
         in_front = os.tcgetpgrp(stdin.fileno()) == os.getpgrp()

@@ -22,6 +22,7 @@ import pytest
 import trustme
 
 from scuttleup import Scuttleup
+from scuttleup.limits import MAX_ENTRY
 from scuttleup.messages import encode_changes
 from scuttleup.messages import encode_handshake as encode_handshake_frame
 
@@ -379,6 +380,17 @@ def test_where_nothing_can_be_typed_it_only_prints(start: Start, tmp_path: Path)
     bob.type("hello")
     assert "hello" in alice.stdout_line()
     assert alice.end()[:2] == (0, "")
+
+
+def test_a_line_that_is_too_long_is_told_and_the_peer_goes_on(start: Start) -> None:
+    alice = start("--db", "a.db", "replicate", "--listen", "0")
+    address = f"127.0.0.1:{alice.port()}"
+    alice.type("fits\n" + "x" * (MAX_ENTRY + 1))
+    assert "nothing more is taken" in alice.stderr_line("stdin: ")
+    bob = start("--db", "b.db", "replicate", address)
+    assert "fits" in bob.stdout_line()
+    bob.type("still there?")
+    assert "still there?" in alice.stdout_line()
 
 
 def allow_100_kib_a_file() -> None:

@@ -186,6 +186,29 @@ async def test_it_can_be_left_at_once(alice: Scuttleup) -> None:
 
 
 @asynchronous
+async def test_it_can_be_entered_once(alice: Scuttleup) -> None:
+    async with Peer(alice, listen=HERE) as peer:
+        with pytest.raises(RuntimeError):
+            await peer.__aenter__()
+
+
+@asynchronous
+async def test_a_loop_that_cannot_tell_who_is_readable_serves_as_well(
+    alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+
+    def add_reader(*_: object) -> None:
+        raise NotImplementedError
+
+    bob.append("hello")
+    async with Peer(alice, listen=HERE) as server:
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
+        async with Peer(bob, connect=server.addresses):
+            await has(alice, ("bob", 1))
+
+
+@asynchronous
 async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup) -> None:
     async with (
         Peer(alice, listen=HERE) as server,
