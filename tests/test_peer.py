@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import random
@@ -12,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -46,14 +45,6 @@ NewLogs = Callable[..., Scuttleup]
 pytestmark = pytest.mark.filterwarnings("error")  # a socket that nobody closed is one, for instance
 
 
-def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), LIMIT))
-
-    return run
-
-
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0)
@@ -81,7 +72,6 @@ def bob(new_logs: NewLogs) -> Scuttleup:
 # --- What it is for ---
 
 
-@asynchronous
 async def test_two_peers_exchange_what_they_have_and_what_comes(
     alice: Scuttleup, bob: Scuttleup
 ) -> None:
@@ -98,7 +88,6 @@ async def test_two_peers_exchange_what_they_have_and_what_comes(
     assert client.connected == server.connected == []
 
 
-@asynchronous
 async def test_a_name_means_all_its_addresses(alice: Scuttleup, bob: Scuttleup) -> None:
     async with Peer(alice, listen=("localhost", 0)) as server:
         for _, port in server.addresses:
@@ -107,7 +96,6 @@ async def test_a_name_means_all_its_addresses(alice: Scuttleup, bob: Scuttleup) 
             await until(lambda: client.connected)
 
 
-@asynchronous
 async def test_not_live_it_ends_when_all_is_exchanged(alice: Scuttleup, bob: Scuttleup) -> None:
     alice.extend(["1", "2", "3"])
     bob.append("4")
@@ -121,14 +109,12 @@ async def test_not_live_it_ends_when_all_is_exchanged(alice: Scuttleup, bob: Scu
     assert alice.head == bob.head
 
 
-@asynchronous
 async def test_not_live_a_peer_that_is_not_there_is_a_failure(alice: Scuttleup) -> None:
     async with Peer(alice, connect=[("127.0.0.1", 1)], live=False) as peer:
         assert (await peer.wait())[:2] == (0, 0)
         assert peer.failures == 1
 
 
-@asynchronous
 async def test_mode_push_takes_nothing(alice: Scuttleup, bob: Scuttleup) -> None:
     alice.append("a")
     bob.append("b")
@@ -153,7 +139,6 @@ def descriptors() -> set[str]:
     return {entry for entry in found if "/proc/" not in entry}
 
 
-@asynchronous
 async def test_leaving_leaves_no_task_and_no_socket(
     alice: Scuttleup, bob: Scuttleup, new_logs: NewLogs, tls: Tls
 ) -> None:
@@ -177,7 +162,6 @@ async def test_leaving_leaves_no_task_and_no_socket(
             writer.close()
 
 
-@asynchronous
 async def test_it_can_be_left_at_once(alice: Scuttleup) -> None:
     async with Peer(alice, listen=HERE) as peer:
         sock = socket.create_connection(peer.addresses[0])
@@ -185,14 +169,12 @@ async def test_it_can_be_left_at_once(alice: Scuttleup) -> None:
         sock.recv(1)
 
 
-@asynchronous
 async def test_it_can_be_entered_once(alice: Scuttleup) -> None:
     async with Peer(alice, listen=HERE) as peer:
         with pytest.raises(RuntimeError):
             await peer.__aenter__()
 
 
-@asynchronous
 async def test_a_loop_that_cannot_tell_who_is_readable_serves_as_well(
     alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +190,6 @@ async def test_a_loop_that_cannot_tell_who_is_readable_serves_as_well(
             await has(alice, ("bob", 1))
 
 
-@asynchronous
 async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup) -> None:
     async with (
         Peer(alice, listen=HERE) as server,
@@ -224,7 +205,6 @@ async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup
             await asyncio.open_connection(*server.addresses[0])
 
 
-@asynchronous
 async def test_closed_logs_cannot_be_connected(alice: Scuttleup) -> None:
     alice.close()
     with pytest.raises(ScuttleupError, match="closed"):
@@ -232,7 +212,6 @@ async def test_closed_logs_cannot_be_connected(alice: Scuttleup) -> None:
             pass
 
 
-@asynchronous
 async def test_trouble_with_our_own_database_ends_the_body_and_reaches_the_user(
     alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,14 +231,12 @@ async def test_trouble_with_our_own_database_ends_the_body_and_reaches_the_user(
     assert not current.cancelling()  # whoever catches the error can go on
 
 
-@asynchronous
 async def test_an_error_of_the_body_stays_what_it_is(alice: Scuttleup) -> None:
     with pytest.raises(KeyError, match="mine"):
         async with Peer(alice, listen=HERE):
             raise KeyError("mine")
 
 
-@asynchronous
 async def test_a_name_server_that_does_not_answer_does_not_keep_it(
     alice: Scuttleup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +256,6 @@ async def test_a_name_server_that_does_not_answer_does_not_keep_it(
 # --- Coming back ---
 
 
-@asynchronous
 async def test_it_comes_back_to_a_peer_that_was_away(
     alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +271,6 @@ async def test_it_comes_back_to_a_peer_that_was_away(
         await client.__aexit__(None, None, None)
 
 
-@asynchronous
 async def test_a_wait_grows_until_a_link_outlasts_it_and_is_long_after_an_error(
     alice: Scuttleup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +309,6 @@ async def test_a_wait_grows_until_a_link_outlasts_it_and_is_long_after_an_error(
 # --- Strangers ---
 
 
-@asynchronous
 async def test_what_one_remote_does_wrong_is_told_and_ends_no_other(
     alice: Scuttleup, bob: Scuttleup, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -350,18 +324,17 @@ async def test_what_one_remote_does_wrong_is_told_and_ends_no_other(
         writer.close()
 
 
-@asynchronous
 async def test_a_mistake_of_ours_ends_one_exchange_and_is_told(
     alice: Scuttleup, new_logs: NewLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mistakes: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context))
-    write = alice._store.write
+    write = alice._store.write_proven
 
-    def fail_for_mallory(runs: list[Run], *arguments: Any, **options: Any) -> int:
-        return 1 // 0 if runs[0].peer == "mallory" else write(runs, *arguments, **options)
+    def fail_for_mallory(runs: list[Run], *others: Any) -> int:
+        return 1 // 0 if runs and runs[0].peer == "mallory" else write(runs, *others)
 
-    monkeypatch.setattr(alice._store, "write", fail_for_mallory)
+    monkeypatch.setattr(alice._store, "write_proven", fail_for_mallory)
     bob, mallory = new_logs("bob"), new_logs("mallory")
     async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses) as client:
         await until(lambda: client.connected)
@@ -386,7 +359,6 @@ async def served(address: tuple[str, int]) -> StreamPair | None:
     return None
 
 
-@asynchronous
 async def test_one_connection_too_many_is_closed_at_once_and_told_once(
     alice: Scuttleup, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -406,7 +378,6 @@ async def test_one_connection_too_many_is_closed_at_once_and_told_once(
             writer.close()
 
 
-@asynchronous
 async def test_strangers_do_not_take_the_places_of_those_we_connect_to(
     alice: Scuttleup, bob: Scuttleup
 ) -> None:
@@ -437,7 +408,6 @@ def few_descriptors() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@asynchronous
 async def test_out_of_descriptors_it_serves_again_when_there_are_some(
     alice: Scuttleup,
     few_descriptors: Callable[[int], None],
@@ -459,7 +429,6 @@ async def test_out_of_descriptors_it_serves_again_when_there_are_some(
     assert capfd.readouterr() == ("", "")
 
 
-@asynchronous
 async def test_the_soft_limit_of_descriptors_is_raised_as_far_as_that_needs(
     alice: Scuttleup, few_descriptors: Callable[[int], None]
 ) -> None:
@@ -472,7 +441,6 @@ async def test_the_soft_limit_of_descriptors_is_raised_as_far_as_that_needs(
         assert peer._first_spare == 1192
 
 
-@asynchronous
 async def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
     alice: Scuttleup, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,7 +466,6 @@ async def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
     events.close()
 
 
-@asynchronous
 async def test_it_prints_nothing(
     alice: Scuttleup, bob: Scuttleup, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -533,7 +500,6 @@ def tls(tmp_path: Path) -> Tls:
     return load_tls(*make_certificates(tmp_path, "us", trustme.CA()))
 
 
-@asynchronous
 async def test_with_tls_those_with_a_certificate_meet_and_strangers_do_not(
     alice: Scuttleup, bob: Scuttleup, tls: Tls, tmp_path: Path
 ) -> None:
@@ -585,7 +551,6 @@ def test_wrong_arguments_are_named(
 
 
 @pytest.mark.parametrize("address", [("203.0.113.1", 0), ("a..b", 0), ("name.invalid", 0)])
-@asynchronous
 async def test_an_address_that_it_cannot_listen_on_is_named(
     alice: Scuttleup, address: tuple[str, int]
 ) -> None:
@@ -594,7 +559,6 @@ async def test_an_address_that_it_cannot_listen_on_is_named(
             pass
 
 
-@asynchronous
 async def test_two_peers_cannot_listen_on_one_address(alice: Scuttleup, bob: Scuttleup) -> None:
     async with Peer(alice, listen=HERE) as peer:
         with pytest.raises(ScuttleupError, match=rf"cannot listen on {HERE[0]}:\d+: ."):
@@ -691,7 +655,6 @@ def free_port() -> int:
 
 @needs_signals
 @pytest.mark.parametrize("code", [SERVER, CLOSED_BY_A_SIGNAL], ids=["Ctrl-C", "logs.close()"])
-@asynchronous
 async def test_one_ctrl_c_ends_a_server_in_silence(
     code: str, bob: Scuttleup, free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -705,7 +668,6 @@ async def test_one_ctrl_c_ends_a_server_in_silence(
                 assert server.result() == (0, "", "")
 
 
-@asynchronous
 async def test_a_client_says_what_it_sent_and_received(alice: Scuttleup, tmp_path: Path) -> None:
     alice.extend(["1", "2"])
     async with Peer(alice, listen=HERE) as peer:
@@ -716,7 +678,6 @@ async def test_a_client_says_what_it_sent_and_received(alice: Scuttleup, tmp_pat
 
 
 @needs_signals
-@asynchronous
 async def test_one_ctrl_c_ends_a_chat_in_silence(alice: Scuttleup, tmp_path: Path) -> None:
     alice.append("hello")
     async with Peer(alice, listen=HERE) as peer:
