@@ -318,7 +318,8 @@ def _is_new(path: str) -> bool:
 
 def _in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
     if isinstance(error, OSError) and error.strerror:  # the system's own error, not LevelDB's
-        return DatabaseError(f"{path} cannot be used: {error.strerror}{advice}")
+        name = f"{os.path.basename(os.fsdecode(error.filename))}: " if error.filename else ""
+        return DatabaseError(f"{path} cannot be used: {name}{error.strerror}{advice}")
     message = _decode(error.args[0] if error.args else b"")
     # Windows ends its messages with ".\r\n".
     kind, _, reason = " ".join(message.splitlines()).rstrip(". ").partition(": ")

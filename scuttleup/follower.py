@@ -52,7 +52,8 @@ class News:
         self.end = 0  # the number that the next span gets
         # By id(). Weak, so that a follower that is dropped is gone; not a WeakSet, since to ask
         # one whether it is empty costs an append 4 %.
-        self.followers: dict[int, weakref.ref[Follower]] = {}
+        self.followers: dict[int, weakref.ref[Follower]] = {}  # those that are live
+        self.others: dict[int, weakref.ref[Follower]] = {}  # those that are not
         self.waiting: dict[int, weakref.ref[Follower]] = {}  # those of them that had everything
 
     def add(self, peer: str, after: int, last: int) -> None:
@@ -88,8 +89,13 @@ class News:
         _ring_all(waiting)
 
     def wake_all(self) -> None:
-        """Wake every follower, because there will be nothing more."""
+        """Wake every live follower, whatever it has had."""
         _ring_all(self.followers)
+
+    def close(self) -> None:
+        """Wake everybody, because there will be nothing more."""
+        self.wake_all()
+        _ring_all(self.others)
 
 
 def _ring_all(followers: dict[int, weakref.ref[Follower]]) -> None:
@@ -128,7 +134,7 @@ class Follower:
         self._live = live
         self._wake = wake
         self._closed = False
-        followers, key = news.followers, id(self)
+        followers, key = news.followers if live else news.others, id(self)
         followers[key] = weakref.ref(self, lambda ref: followers.pop(key, None))
 
     @property

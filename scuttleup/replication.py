@@ -258,6 +258,8 @@ class ReplicationStream:
     def data_to_send(self) -> bytes:
         """The next bytes for the remote, TURN_BYTES at the most; b"" when there are none now."""
         if self.closed:
+            if self._follower:
+                self._store.check_process()
             return b""
         if len(self._outgoing) >= TURN_BYTES:  # of a large entry
             data, self._outgoing = bytes(self._outgoing[:TURN_BYTES]), self._outgoing[TURN_BYTES:]

@@ -294,7 +294,7 @@ class Store:
         return change_keys(log_prefix(self.id), head + 1, MAX_SEQ - head)
 
     def _too_large(self, seq: int, entry: bytes) -> str:
-        return f"entry {seq} has {len(entry)} bytes, {self.max_entry} is the most"
+        return f"entry {seq}, of {len(entry)} bytes, is too large: the most is {self.max_entry}"
 
     def _prepare_to_write(self) -> None:
         if self._in_doubt:
@@ -345,10 +345,15 @@ class Store:
                 self.database, self.heads, self._news, since, spans, live=live, wake=wake
             )
 
+    def check_process(self) -> None:
+        """Raise ScuttleupError in a child process, which is to open logs of its own."""
+        if not self.database.closed:
+            self.database.ready()
+
     def close(self) -> None:
         """Refuse every use from now on, wait for those under way, and end every live follower."""
         self.database.close()
-        self._news.wake_all()
+        self._news.close()
 
 
 def _room(id: str, heads: dict[str, int]) -> int:
