@@ -9,50 +9,47 @@ lacks, log by log, and then, if it is live, whatever is stored later from anywhe
 connection. The two directions do not depend on each other: nothing is asked for, and nothing is
 acknowledged.
 
-                      the remote's                  nothing is left to send or
-                      handshake came                to wait for, and not live
-       GREETING -------------------> EXCHANGING -----------------------------> FINISHED
-           |                          |      |                                     ^
-           |                          |      +--- the log was closed, or `close` --+
-           |                          |                                            |
-           +--------------------------+--- wrong bytes, too slow, an end too early |--> FAILED
-           +----------------------- the log was closed, or `close` ----------------+
+    GREETING ----------> EXCHANGING ----------> FINISHED        from GREETING and EXCHANGING:
+             handshake              nothing left                  the log is closed --> FINISHED
+             of the remote          to send or to                 an error ----------> FAILED
+             is complete            wait for
 
-What each side has sent: its handshake and then changes. In GREETING we send the handshake. In
-EXCHANGING we send changes if the modes let us: a side in mode "pull" sends none, and a side in
-mode "push" gets none.
+*What each side has sent.* In GREETING we send our handshake. In EXCHANGING we send changes if the
+modes let us: a side in mode "pull" sends none, and a side in mode "push" gets none.
 
-What we know of the remote is `since`, the last number of each log that it has: it begins with the
-remote's digests, and grows with what the remote sends and with what we send. The follower, which
-finds out what we have to send, leaves out what `since` has. So no change goes back to where it came
-from, as `since` is raised before the store, which tells the followers, gets the change.
+*What we know of the remote* is `since`, the last number that it has of each log. It begins with the
+digests of the remote and grows with what the remote sends and with what we send. The follower finds
+out what we have to send, and leaves out what `since` says. So that no change goes back to where it
+came from, `since` is raised before the store gets the change and tells the followers.
 
-What we wait for: a stream that is not live waits for what the remote promised, which is every
-number of its digests above our heads. A promise is over when our head has reached it, when the
-remote ends, when its log is left out (below), or when it makes no progress for PROMISED seconds,
-since the remote may have deleted what it promised, or when somebody else brought it. A live stream
-waits for nothing in particular.
+*What we wait for.* A stream that is not live waits for what the remote promised: every number of
+its digests above our heads. A promise is over when our head has reached it, whoever brought it;
+when the remote has ended; when its log is left out, see below; and when for PROMISED seconds there
+was no progress, because the remote may have deleted what it promised. A live stream waits for
+nothing in particular.
 
-What ends it: a stream that is not live is finished when it waits for nothing and has sent what the
-remote lacked at the handshake. When the remote ends a live stream stops to be live, unless the
-remote can send us no changes anyway: then its end says nothing, as the original ends its side at
-once then and goes on listening.
+*What ends it.* A stream that is not live is finished when it waits for nothing and has sent what
+the remote lacked at the handshake. A live stream goes on until the log is closed or the remote
+ends; from then on it counts as not live. One exception: if the modes let us send but not the
+remote, its end means nothing, because the original then ends its side at once and goes on
+listening.
 
-What is wrong with one log harms that log alone. If an entry of it is too large, has the number 0,
-is not signed by the author of a signed log, or would leave a gap in our own log, then that log is
-left out on this connection with everything that follows in it, since what follows would leave a gap
-here for good. `_left_out` remembers it; the store, which finds the last two, adds to it. A log that
-is not here yet and that cannot be taken is left out as well: its id is not valid, there is no room
-for it, or only signed logs are taken. That need not be remembered, because it is found again with
-each change. All else on the connection goes on: a relay that holds one bad log sends it at every
-meeting, so if a bad log were an error, a stranger could cut off the relay from its peers for good.
+*What is wrong with one log harms that log alone.* An entry may be too large, have the number 0, not
+be signed by the author of a signed log, or leave a gap in our own log. Then that log is left out on
+this connection with everything that follows in it, because what follows would leave a gap here for
+good. `_left_out` remembers such logs; the store, which finds the last two faults, adds to it. A log
+that is not here yet may be one that we cannot take: its id is not valid, there is no room for it,
+or only signed logs are taken. It is left out as well. That need not be remembered, because it is
+found again with each change. Everything else on the connection goes on. A relay sends what it holds
+at every meeting, so if a bad log were an error, a stranger who hands it one could cut it off from
+its peers for good.
 
 A ProtocolError is for what cannot be read, for a remote with our own id, for a change that the
 modes forbid, for what `verify` says no to, and for half a frame that does not grow.
 
-What a remote can make us keep: a number for each log of its handshake that we have or have room
-for, and at the most MAX_LEFT_OUT logs that are left out beside those that we have; see `Decoder`
-for what is kept of its messages.
+*What a remote can make us keep* is a number for each log in its handshake that we have or have room
+for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of one message, of which
+`Decoder` tells.
 """
 
 from __future__ import annotations
