@@ -202,6 +202,8 @@ class _Connection:
                     writer.write(data)
                     self._written += len(data)
                     await writer.drain()
+                # With TLS, a drain that need not wait does not notice that the connection is lost.
+                await asyncio.sleep(0)
             elif stream.finished:
                 break
             else:
