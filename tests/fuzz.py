@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import plyvel
+from scuttleup.database import binding as plyvel
 
 try:
     atheris: Any = importlib.import_module("atheris")

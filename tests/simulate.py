@@ -17,9 +17,8 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-import plyvel
-
 from scuttleup import ReplicationStream, Scuttleup
+from scuttleup.database import binding as plyvel
 
 
 class Result(NamedTuple):

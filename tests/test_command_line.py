@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import plyvel
 import psutil
 import pytest
 import trustme
 
 from scuttleup import Scuttleup
+from scuttleup.database import binding as plyvel
 from scuttleup.limits import MAX_ENTRY
 from scuttleup.messages import encode_changes
 from scuttleup.messages import encode_handshake as encode_handshake_frame

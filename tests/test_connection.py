@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import plyvel
 import pytest
 import trustme
 
@@ -37,6 +36,7 @@ from scuttleup import (
     Scuttleup,
     ScuttleupError,
 )
+from scuttleup.database import binding as plyvel
 from scuttleup.messages import Decoder, Handshake, encode_changes, encode_handshake
 
 # What `replicate` leaves open, Python says when it collects it: here that fails the test.

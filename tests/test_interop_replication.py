@@ -18,12 +18,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import plyvel
 import pytest
 from interop import Original
 
 import scuttleup.limits
 from scuttleup import Change, Replicated, Scuttleup
+from scuttleup.database import binding as plyvel
 
 TIME_LIMIT = 60  # seconds that a test's meetings may take on a slow machine; most take 0.05
 CHANGES = "c\xff".encode()

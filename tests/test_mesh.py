@@ -13,9 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import plyvel
-
 from scuttleup import Change, ConnectionLost, Scuttleup
+from scuttleup.database import binding as plyvel
 from scuttleup.keys import CHANGES, CHANGES_END
 
 if TYPE_CHECKING:

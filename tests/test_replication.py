@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import plyvel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +29,7 @@ from scuttleup import (
     Scuttleup,
 )
 from scuttleup.changes import expand
+from scuttleup.database import binding as plyvel
 from scuttleup.keys import log_prefix, pack_seq
 from scuttleup.limits import (
     LOG_BYTES,
