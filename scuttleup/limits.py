@@ -31,9 +31,9 @@ LOG_BYTES = 40
 # fewer reads, and for the patience of an event loop. The last entry may exceed the bytes.
 RUN_ENTRIES = 256
 RUN_BYTES = 32 * 1024
-# How many writes are remembered for those who follow. A follower that falls further behind looks
-# through all heads once, which takes some 0.1 µs a log.
-NEWS = 4096
+# How many spans of logs are remembered for those who follow; one turn can bring 5,000. A follower
+# that falls further behind looks through all heads once, which takes some 0.1 µs a log.
+NEWS = 16 * 1024
 
 # --- What a remote may send ---
 

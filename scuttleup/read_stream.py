@@ -35,7 +35,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         # is dropped is gone at once.
         self._alarm = _Alarm()
         self._follower = store.follow(
-            since, snapshot=not tail, live=self._live, wake=self._alarm.ring
+            since, snapshot=not tail, live=self._live, wake=self._alarm.ring, in_order=True
         )
         self._changes: Iterator[Change] = iter(())  # read, and not yet returned
         self._closed = False

@@ -326,19 +326,28 @@ class Store:
         return entry
 
     def follow(
-        self, since: dict[str, int], *, snapshot: bool, live: bool, wake: Callable[[], None]
+        self,
+        since: dict[str, int],
+        *,
+        snapshot: bool,
+        live: bool,
+        wake: Callable[[], None],
+        in_order: bool = False,
     ) -> Follower:
         """A follower of what is there by now (`snapshot`) and of what comes after it (`live`).
 
-        It skips what `since` has; see `Follower` for that and for `wake`. One that is neither gives
-        nothing, but tells when the logs are closed.
+        With `in_order` the snapshot is ordered by peer id. It skips what `since` has; see
+        `Follower` for that and for `wake`. One that is neither gives nothing, but tells when the
+        logs are closed.
         """
         with self.database.writes:
             self.database.ready()
             heads = self.heads.items()
             spans: list[Span] = []
             if snapshot:
-                spans = sorted((peer, 0, last) for peer, last in heads if last > since.get(peer, 0))
+                spans = [(peer, 0, last) for peer, last in heads if last > since.get(peer, 0)]
+                if in_order:
+                    spans.sort()  # 0.1 s for 300,000 logs, which replication does not need
             elif live:
                 since.update((peer, last) for peer, last in heads if last > since.get(peer, 0))
             return Follower(

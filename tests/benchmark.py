@@ -29,6 +29,7 @@ from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import psutil
+from benchmark_peer import huge_handshakes, idle_connections, longest_rounds
 
 import scuttleup
 from scuttleup import Change, Scuttleup, ScuttleupError
@@ -510,6 +511,12 @@ def nothing_to_send() -> Iterator[Row]:
         yield Row(work, f"{seconds:.3f} s", goal)
 
 
+def strangers() -> Iterator[Row]:
+    for measure in longest_rounds, huge_handshakes, idle_connections:
+        for work, figure, goal in measure():
+            yield Row(work, figure, goal)
+
+
 # --------------------------------------------------------------------- what they share
 
 
@@ -714,6 +721,7 @@ ROWS = {
         live_peers,
         silent_peers,
         nothing_to_send,
+        strangers,
     )
 }
 
