@@ -148,8 +148,7 @@ class _Connection:
         try:
             while not sender.done() and not closed.done():
                 await asyncio.wait(
-                    [task for task in tasks if not task.done()],
-                    return_when=asyncio.FIRST_COMPLETED,
+                    [task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED
                 )
                 self._raise_first_error(tasks)
             if self._writer.can_write_eof() and not closed.done():

@@ -199,11 +199,7 @@ class Scuttleup:
         return ReadStream(self._store, encoding, since=since, live=live, tail=tail)
 
     def create_replication_stream(
-        self,
-        *,
-        mode: str = "sync",
-        live: bool = True,
-        wake: Callable[[], None] = lambda: None,
+        self, *, mode: str = "sync", live: bool = True, wake: Callable[[], None] = lambda: None
     ) -> ReplicationStream:
         """One end of a replication, without a connection; for that see `replicate`.
 
@@ -215,12 +211,7 @@ class Scuttleup:
         return ReplicationStream(self._store, mode=mode, live=live, verify=self._verify, wake=wake)
 
     async def replicate(
-        self,
-        reader: StreamReader,
-        writer: StreamWriter,
-        *,
-        mode: str = "sync",
-        live: bool = True,
+        self, reader: StreamReader, writer: StreamWriter, *, mode: str = "sync", live: bool = True
     ) -> Replicated:
         """Replicate with the peer at the other end, until it leaves or, not `live`, all is done.
 

@@ -48,15 +48,7 @@ from .changes import Run
 from .database import ERRORS, Database
 from .errors import EntryNotFound
 from .follower import Follower, News, Span
-from .keys import (
-    DELETED_HASHES,
-    DELETED_HEADS,
-    ID,
-    change_keys,
-    log_bytes,
-    log_prefix,
-    pack_seq,
-)
+from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log_prefix, pack_seq
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import load_heads, load_id
 from .signing import follows, is_signed
