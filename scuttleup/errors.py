@@ -4,8 +4,6 @@ Wrong arguments are TypeError or ValueError, as everywhere in Python. Everything
 this package is a ScuttleupError.
 """
 
-from __future__ import annotations
-
 
 class ScuttleupError(Exception):
     """The base of every error that this package defines."""

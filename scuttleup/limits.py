@@ -4,8 +4,6 @@ A limit is either part of the format, so that nothing can exceed it, or it is th
 who can connect to a peer can exhaust its memory, its descriptors or its time.
 """
 
-from __future__ import annotations
-
 # --- What can be stored ---
 
 # Numbers are uint32 on the wire.
