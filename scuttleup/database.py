@@ -120,9 +120,7 @@ class Database:
             raise ScuttleupError(self.refusal)
         return self.db
 
-    def __enter__(self) -> Any:
-        """`with database.reads, database as db:` is how to read: `ready`, and errors in words."""
-        return self.ready()
+    __enter__ = ready  # `with database.reads, database as db:` also puts errors in words
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RuntimeError) and "closed" not in str(error):
@@ -277,8 +275,8 @@ def _is_open_here(path: str) -> bool:
     binding has open, nor that "Logs.db" may be "logs.db". On Windows it does not tell this process
     from others.
     """
-    for database in [ref() for ref in _databases.valuerefs()]:
-        if database is not None and database.refusal is not _FORKED and not database._whole.closed:
+    for database in _live_databases():
+        if database.refusal is not _FORKED and not database._whole.closed:
             with suppress(OSError):  # its folder was moved or deleted, or there is none at `path`
                 if os.path.samefile(path, database.folder):
                     return True
@@ -292,11 +290,9 @@ def _is_new(path: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        is_file = os.path.isfile(path)
-        reason = (
-            "is not a database: it is a file" if is_file else f"cannot be opened: {error.strerror}"
-        )
-        raise DatabaseError(f"{path} {reason}") from error
+        if os.path.isfile(path):
+            raise DatabaseError(f"{path} is not a database: it is a file") from error
+        raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from error
     if "CURRENT" not in names:
         others = sorted(names - _DEBRIS)
         if any(map(_OF_LEVELDB.fullmatch, others)):
@@ -341,10 +337,8 @@ def _is_held(context: str, reason: str) -> bool:
         # Sharing violation and lock violation, in the language of this Windows.
         return reason in [FormatError(code).rstrip(". \r\n") for code in (32, 33)]
     # The same reason without "lock " is about opening the file, which is about permissions.
-    return context.startswith("lock ") and reason in (
-        os.strerror(errno.EAGAIN),
-        os.strerror(errno.EACCES),
-    )
+    held = map(os.strerror, (errno.EAGAIN, errno.EACCES))
+    return context.startswith("lock ") and reason in held
 
 
 def _decode(data: str | bytes) -> str:
