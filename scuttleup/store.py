@@ -90,8 +90,8 @@ class Store:
                 database.sync_folders()
             self.heads = load_heads(db)
         self._is_signed = is_signed(self.id)
-        self._authors = Authors(database, self.id, key, only_signed)
-        self.refusal = self._authors.refusal
+        self._authors = Authors(database, self.id, self.heads, key, only_signed)
+        self.refusal, self.prove = self._authors.refusal, self._authors.prove
         self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
 
@@ -103,7 +103,7 @@ class Store:
         with database.writes:
             if self._in_doubt or database.refusal is not None:
                 with database:
-                    self._prepare_to_write()
+                    self._settle()
             own = self.id
             head = self.heads.get(own, 0)
             if head == MAX_SEQ:
@@ -133,7 +133,7 @@ class Store:
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
         """Store entries of our own, all or none, and return the number of the first."""
         with self.database.writes, self.database:
-            self._prepare_to_write()
+            self._settle()
             head = self.heads.get(self.id, 0)
             if head + len(entries) > MAX_SEQ:
                 raise OverflowError(
@@ -159,14 +159,8 @@ class Store:
         if refused:
             raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in refused.items()))
         with self.database.writes, self.database:
-            self._prepare_to_write()
+            self._settle()
             return self._put(proven, sync, None, proven_at)
-
-    def prove(
-        self, runs: Iterable[Run], refused: dict[str, str]
-    ) -> tuple[list[Run], dict[str, int]]:
-        """What of `runs` may be stored as far as signatures say; see `Authors.prove`."""
-        return self._authors.prove(runs, self.heads, refused)
 
     def write_proven(
         self, runs: Iterable[Run], proven_at: dict[str, int], refused: dict[str, str]
@@ -177,7 +171,7 @@ class Store:
         too. The rest is stored.
         """
         with self.database.writes, self.database:
-            self._prepare_to_write()
+            self._settle()
             return self._put(runs, None, refused, proven_at)
 
     def _put(
@@ -257,7 +251,7 @@ class Store:
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry; its number stays used."""
         with self.database.writes, self.database:
-            self._prepare_to_write()
+            self._settle()
             key = log_prefix(peer) + pack_seq(seq)
             batch = self.database.db.write_batch(sync=self._sync)
             batch.delete(key)
@@ -288,12 +282,10 @@ class Store:
     def _too_large(self, seq: int, entry: bytes) -> str:
         return f"entry {seq}, of {len(entry)} bytes, is too large: the most is {self.max_entry}"
 
-    def _prepare_to_write(self) -> None:
-        if self._in_doubt:
-            self._settle()
-
     def _settle(self) -> None:
-        """Find out what LevelDB has of the writes that are in doubt."""
+        """Find out what LevelDB has of the writes that are in doubt, if there are any."""
+        if not self._in_doubt:
+            return
         # After a journal write that the disk refused, LevelDB (1.22 and 1.23) goes on in a journal
         # in which it has lost count of the blocks: what it acknowledges from then on may be gone at
         # the next opening. In a new journal it counts anew.
