@@ -42,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .limits import MAX_ENTRY, MAX_FIELD, MAX_FRAME, MAX_SEQ, MAX_SKIPPED
 
@@ -143,10 +143,7 @@ class Decoder:
         self._max_frame = max_entry + MAX_FRAME - MAX_ENTRY
         self._buffer = bytearray()  # what has come and was not read yet
         self._coming: _Coming | None = None  # the message that is read as it comes, if there is one
-        # What was read of the fields of that message.
-        self._peer: str | None = None
-        self._seq: int | None = None
-        self._mode = "sync"
+        self._found: dict[int, Any] = {}  # by number: what was read of the fields of that message
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the connection."""
@@ -175,16 +172,17 @@ class Decoder:
             if number == 2 and isinstance(value, bytes):
                 yield _decode_digest(value)
             elif number == 1 and isinstance(value, bytes):
-                self._peer = _text(value)
-            elif number == 3 and isinstance(value, int):
-                self._mode = MODES[value - 1] if 1 <= value <= len(MODES) else self._mode
+                self._found[1] = _text(value)
             elif number == 3:
-                raise ValueError("a change where the handshake has to be")
+                if isinstance(value, bytes):
+                    raise ValueError("a change where the handshake has to be")
+                if 1 <= value <= len(MODES):
+                    self._found[3] = MODES[value - 1]
         if not self._coming.left:
             self._coming = None
-            if self._peer is None:
+            if 1 not in self._found:
                 raise ValueError("a handshake without an id")
-            self.handshake = Handshake(self._peer, self._mode)
+            self.handshake = Handshake(self._found[1], self._found.get(3, "sync"))
 
     def changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
         """The changes that have come, in runs: (peer, first number, entries).
@@ -196,18 +194,14 @@ class Decoder:
                 yield from self._whole_changes()
             if self._coming is None:
                 return
-            for number, value in self._coming.fields(self._buffer):
-                if number == 1 and isinstance(value, bytes):
-                    self._peer = _text(value)
-                elif number == 2 and isinstance(value, int):
-                    self._seq = _uint32(value)
+            self._found |= _known(self._coming.fields(self._buffer))
             if self._coming.left:
                 return
             self.ended += self._coming.taken
             self._coming = None
-            if self._peer is None or self._seq is None:
+            if not {1, 2} <= self._found.keys():
                 raise ValueError("a change without peer or seq")
-            yield self._peer, self._seq, []
+            yield self._found[1], self._found[2], []
 
     def _whole_changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
         """The changes that are all there, up to one that is too large to be kept."""
@@ -270,7 +264,7 @@ class Decoder:
         """Read the message from `start` to `end`, before which its length stands, as it comes."""
         del self._buffer[:start]
         self._coming = _Coming(start, end - start)
-        self._peer = self._seq = None
+        self._found = {}
 
     def _frame(self, pos: int) -> tuple[int, int]:
         """Where the message of the frame at `pos` begins and ends, perhaps behind the buffer.
@@ -333,15 +327,10 @@ def _decode_digest(message: bytes) -> tuple[str, int]:
         last, pos = _decode_varint(message, end + 1)
         if pos == size:
             return message[2:end].decode(), _uint32(last)
-    peer = seq = None
-    for number, value in _fields(message):
-        if number == 1 and isinstance(value, bytes):
-            peer = _text(value)
-        elif number == 2 and isinstance(value, int):
-            seq = _uint32(value)
-    if peer is None or seq is None:
+    found = _known(_fields(message))
+    if not {1, 2} <= found.keys():
         raise ValueError("a digest without peer or seq")
-    return peer, seq
+    return found[1], found[2]
 
 
 def _decode_change(buffer: bytes, start: int, end: int) -> tuple[str, int, bytes]:
@@ -353,17 +342,21 @@ def _decode_change(buffer: bytes, start: int, end: int) -> tuple[str, int, bytes
             size, pos = _decode_varint(buffer, pos + 1, min(5, end - pos - 1))
             if pos + size == end:
                 return buffer[start + 2 : after_peer].decode(), _uint32(last), buffer[pos:end]
-    peer = seq = entry = None
-    for number, value in _fields(buffer[start:end]):
-        if number == 1 and isinstance(value, bytes):
-            peer = _text(value[:MAX_FIELD])
-        elif number == 2 and isinstance(value, int):
-            seq = _uint32(value)
-        elif number == 3 and isinstance(value, bytes):
-            entry = value
-    if peer is None or seq is None or entry is None:
+    found = _known(_fields(buffer[start:end]))
+    if len(found) < 3:
         raise ValueError("a change without peer, seq or entry")
-    return peer, seq, entry
+    return found[1], found[2], found[3]
+
+
+def _known(fields: Iterable[tuple[int, int | bytes]]) -> dict[int, Any]:
+    """The last peer (1), number (2) and entry (3) among the fields of a Change or a Digest."""
+    found: dict[int, Any] = {}
+    for number, value in fields:
+        if number == 2 and isinstance(value, int):
+            found[2] = _uint32(value)
+        elif number in (1, 3) and isinstance(value, bytes):
+            found[number] = _text(value) if number == 1 else value
+    return found
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -421,8 +414,8 @@ def _decode_varint(buffer: bytes, pos: int, most: int = 10) -> tuple[int, int]:
 
 
 def _text(value: bytes) -> str:
-    if len(value) == MAX_FIELD:  # cut off, perhaps within a character
-        return value.decode(errors="replace")
+    if len(value) >= MAX_FIELD:  # cut off, perhaps within a character
+        return value[:MAX_FIELD].decode(errors="replace")
     return value.decode()
 
 
