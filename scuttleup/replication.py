@@ -248,7 +248,7 @@ class ReplicationStream:
         self._greeting, self._outgoing = None, b""
         self._since, self._promised, self._came = {}, {}, {}
         self._left_out, self._unsendable, self._unnamed = {}, set(), 0
-        self._wake = _nobody
+        self._wake = lambda: None
 
     # --- Sending ---
 
@@ -508,10 +508,6 @@ class ReplicationStream:
         if self._promise_stands.seconds(coming if waiting else now, now) > limits.PROMISED:
             self._promised = {}
         return (limits.ALIVE if self._live else limits.PROMISED) / 5
-
-
-def _nobody() -> None:
-    """Wake nobody."""
 
 
 def _show(peer: str) -> str:
