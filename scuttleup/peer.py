@@ -58,6 +58,7 @@ import sys
 import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from itertools import islice
 from types import TracebackType
@@ -512,28 +513,17 @@ async def _resolve(host: str, port: int, flags: int = 0) -> list[Any]:
     A name server that does not answer keeps a thread for half a minute. asyncio would wait for such
     a thread of its own at the end of the program.
     """
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[Any]] = loop.create_future()
-
-    def deliver(result: list[Any] | Exception) -> None:
-        if found.done():
-            return
-        if isinstance(result, Exception):
-            found.set_exception(result)
-        else:
-            found.set_result(result)
+    found: Future[list[Any]] = Future()
 
     def look_up() -> None:
-        result: list[Any] | Exception
-        try:
-            result = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-        except Exception as error:
-            result = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver, result)
+        with suppress(InvalidStateError):  # nobody waits any more
+            try:
+                found.set_result(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, flags))
+            except (OSError, UnicodeError) as error:
+                found.set_exception(error)
 
     threading.Thread(target=look_up, daemon=True).start()
-    return await found
+    return await asyncio.wrap_future(found)
 
 
 def _limit_descriptors(max_connections: int) -> int:
