@@ -35,6 +35,7 @@ from .errors import ScuttleupError
 from .limits import MAX_ENTRY, MAX_NAMED
 from .log import Scuttleup
 from .log import open as open_logs
+from .messages import MODES
 
 EPILOG = """\
 Exit status: 0 when all went well; 1 after an error, told in one line, and when --once had to leave
@@ -79,97 +80,59 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    db = argparse.ArgumentParser(add_help=False)
-    db.add_argument("--db", metavar="PATH", default=argparse.SUPPRESS, help="the database")
-    signed = "make the log of a new database a signed one: nobody else can add to it"
-    db.add_argument("--signed", action="store_true", default=argparse.SUPPRESS, help=signed)
-    parser = argparse.ArgumentParser(
-        prog="scuttleup",
-        description="Append-only logs that replicate from peer to peer.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--db", metavar="PATH", default="logs.db", help="the database, made if missing (logs.db)"
-    )
-    parser.add_argument("--signed", action="store_true", help=signed)
+    style: dict[str, Any] = {"epilog": EPILOG}
+    style["formatter_class"] = argparse.RawDescriptionHelpFormatter
+    about = "Append-only logs that replicate from peer to peer."
+    parser = argparse.ArgumentParser("scuttleup", description=about, **style)
+    common = argparse.ArgumentParser(add_help=False)
+    # Both options may stand before the command and after it. After it they have no default, which
+    # would undo what stood before.
+    for each, path, signed in (parser, "logs.db", False), (common, *[argparse.SUPPRESS] * 2):
+        help = "the database, made if missing (logs.db)"
+        each.add_argument("--db", metavar="PATH", default=path, help=help)
+        help = "make the log of a new database a signed one: nobody else can add to it"
+        each.add_argument("--signed", action="store_true", default=signed, help=help)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Any, help: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            parents=[db],
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def add(name: str, run: Any, help: str) -> Any:
+        about = help[0].upper() + help[1:] + "."
+        command = commands.add_parser(name, parents=[common], help=help, description=about, **style)
         command.set_defaults(run=run)
-        return command
+        return command.add_argument
 
-    append = add("append", _append, "append entries to this peer's log")
-    append.add_argument(
-        "entries", nargs="*", metavar="ENTRY", help="one entry; without any, each line of stdin"
-    )
+    argument = add("append", _append, "append entries to this peer's log")
+    help = "one entry; without any, each line of stdin"
+    argument("entries", nargs="*", metavar="ENTRY", help=help)
 
-    read = add("read", _read, "print every entry of every log")
-    read.add_argument(
-        "--live", action="store_true", help="do not end (replicate shows what is new)"
-    )
-    read.add_argument(
-        "--since",
-        metavar="FILE",
-        help="leave out what was there when `scuttleup head --json >FILE` was run; - is stdin",
-    )
-    read.add_argument(
-        "--json",
-        action="store_true",
-        help="a JSON object a line, with `entry`, or `entry_base64` where that is not UTF-8",
-    )
+    argument = add("read", _read, "print every entry of every log")
+    help = "do not end (replicate shows what is new)"
+    argument("--live", action="store_true", help=help)
+    help = "leave out what was there when `scuttleup head --json >FILE` was run; - is stdin"
+    argument("--since", metavar="FILE", help=help)
+    help = "a JSON object a line, with `entry`, or `entry_base64` where that is not UTF-8"
+    argument("--json", action="store_true", help=help)
 
-    head = add("head", _head, "print the last number of every log; * is this peer's")
-    head.add_argument("--json", action="store_true", help="as a JSON object")
+    argument = add("head", _head, "print the last number of every log; * is this peer's")
+    argument("--json", action="store_true", help="as a JSON object")
 
     add("check", _check, "read everything, and tell log by log whether it is what it should be")
 
-    replicate = add(
-        "replicate",
-        _replicate,
-        "exchange entries with other peers: print theirs, append what is typed",
-    )
-    replicate.add_argument(
-        "addresses",
-        nargs="*",
-        type=_address,
-        metavar="HOST:PORT",
-        help="a peer to connect to, and again, after growing pauses, when that fails or ends",
-    )
-    replicate.add_argument(
-        "--listen",
-        type=partial(_address, default_host="127.0.0.1"),
-        metavar="[HOST:]PORT",
-        help="serve other peers; HOST is 127.0.0.1. Who can connect may read and write",
-    )
-    replicate.add_argument(
-        "--mode",
-        choices=("sync", "push", "pull"),
-        default="sync",
-        help="send and receive (sync), only send (push) or only receive (pull)",
-    )
-    replicate.add_argument(
-        "--only-signed", action="store_true", help="leave out logs that are not signed"
-    )
-    replicate.add_argument(
-        "--once",
-        action="store_true",
-        help="end when all that was there is exchanged with those peers, and with one that came",
-    )
-    for option, help in (
-        ("cert", "this peer's certificate, PEM"),
-        ("key", "the key of that, PEM"),
-        ("ca", "who signed the certificates of all who may take part, PEM"),
-    ):
-        replicate.add_argument(f"--tls-{option}", metavar="FILE", help=help)
+    help = "exchange entries with other peers: print theirs, append what is typed"
+    argument = add("replicate", _replicate, help)
+    help = "a peer to connect to, and again, after growing pauses, when that fails or ends"
+    argument("addresses", nargs="*", type=_address, metavar="HOST:PORT", help=help)
+    help = "serve other peers; HOST is 127.0.0.1. Who can connect may read and write"
+    at_home = partial(_address, default_host="127.0.0.1")
+    argument("--listen", type=at_home, metavar="[HOST:]PORT", help=help)
+    help = "send and receive (sync), only send (push) or only receive (pull)"
+    argument("--mode", choices=MODES, default="sync", help=help)
+    argument("--only-signed", action="store_true", help="leave out logs that are not signed")
+    help = "end when all that was there is exchanged with those peers, and with one that came"
+    argument("--once", action="store_true", help=help)
+    argument("--tls-cert", metavar="FILE", help="this peer's certificate, PEM")
+    argument("--tls-key", metavar="FILE", help="the key of that, PEM")
+    help = "who signed the certificates of all who may take part, PEM"
+    argument("--tls-ca", metavar="FILE", help=help)
     return parser
 
 
