@@ -47,21 +47,13 @@ KEY_FILE = "signing.key"
 class Authors:
     """Who wrote what.
 
-    `id` is our own log, `heads` are those of the store, and `key` is our secret key, or None if we
-    have none. With `only_signed`, no log of others is taken that is not signed.
+    `id` is our own log, `key` its secret key, if it is signed and we have it. With `only_signed` no
+    other log is taken that is not signed.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        id: str,
-        heads: Mapping[str, int],
-        key: bytes | None,
-        only_signed: bool,
-    ) -> None:
+    def __init__(self, database: Database, id: str, key: bytes | None, only_signed: bool) -> None:
         self._database = database
         self._id = id
-        self._heads = heads
         self._key = key
         self._only_signed = only_signed
         self._signer: Signer | None = None  # made when the first entry is signed
@@ -132,7 +124,7 @@ class Authors:
         return "" if pynacl_installed() else "cannot be checked without PyNaCl"
 
     def prove(
-        self, runs: Iterable[Run], refused: dict[str, str]
+        self, runs: Iterable[Run], heads: Mapping[str, int], refused: dict[str, str]
     ) -> tuple[list[Run], dict[str, int]]:
         """What of `runs` may be stored, as far as signatures say.
 
@@ -152,7 +144,7 @@ class Authors:
                 proven.append(Run(peer, first, entries))
                 continue
             if peer not in ends:
-                proven_at[peer] = head = self._heads.get(peer, 0)
+                proven_at[peer] = head = heads.get(peer, 0)
                 ends[peer] = head, self.link_after(peer, head)
             head, link = ends[peer]
             if first <= head:

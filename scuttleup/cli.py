@@ -26,6 +26,7 @@ import json
 import os
 import signal
 import sys
+from argparse import SUPPRESS
 from base64 import b64encode
 from functools import partial
 from typing import Any
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     # Both options may stand before the command and after it. After it they have no default, which
     # would undo what stood before.
-    for each, path, signed in (parser, "logs.db", False), (common, *[argparse.SUPPRESS] * 2):
+    for each, path, signed in (parser, "logs.db", False), (common, SUPPRESS, SUPPRESS):
         help = "the database, made if missing (logs.db)"
         each.add_argument("--db", metavar="PATH", default=path, help=help)
         help = "make the log of a new database a signed one: nobody else can add to it"

@@ -90,8 +90,8 @@ class Store:
                 database.sync_folders()
             self.heads = load_heads(db)
         self._is_signed = is_signed(self.id)
-        self._authors = Authors(database, self.id, self.heads, key, only_signed)
-        self.refusal, self.prove = self._authors.refusal, self._authors.prove
+        self._authors = Authors(database, self.id, key, only_signed)
+        self.refusal = self._authors.refusal
         self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
 
@@ -161,6 +161,12 @@ class Store:
         with self.database.writes, self.database:
             self._settle()
             return self._put(proven, sync, None, proven_at)
+
+    def prove(
+        self, runs: Iterable[Run], refused: dict[str, str]
+    ) -> tuple[list[Run], dict[str, int]]:
+        """What of `runs` may be stored as far as signatures say; see `Authors.prove`."""
+        return self._authors.prove(runs, self.heads, refused)
 
     def write_proven(
         self, runs: Iterable[Run], proven_at: dict[str, int], refused: dict[str, str]
