@@ -1,0 +1,278 @@
+"""The chat of the README, as it stands there, among its own kind and with the workshop's on Node.
+
+The programs are real processes with real databases. Only the table of ports is replaced, so that
+tests that run at the same time do not meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from asyncio import StreamReader, StreamWriter
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from interop import FOLDER, require_node
+from readme import ROOT, block
+
+import scuttleup
+
+HOST = "127.0.0.1"
+PROGRAM = block("python", containing='"username"')
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+
+needs_signals = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows cannot send a Ctrl-C to one process alone"
+)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, in the order of their addresses as text."""
+    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
+    ports = sorted((sock.getsockname()[1] for sock in sockets), key=str)
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+class Chat:
+    """One who takes part: a running program, what it is told and what it prints."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    def type(self, *lines: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+
+    async def sees(self, *lines: str) -> None:
+        """Wait for the next lines, which come in any order, since the logs of several do."""
+        assert self.process.stdout
+        found = [await self.process.stdout.readline() for _ in lines]
+        assert sorted(line.decode().rstrip() for line in found) == sorted(lines)
+
+    async def end(self, signum: int) -> tuple[int | None, bytes, bytes]:
+        """The exit status, and what it printed since the last line that was waited for."""
+        self.process.send_signal(signum)
+        out, err = await self.process.communicate()
+        return self.process.returncode, out, err
+
+
+Start = Callable[..., Awaitable[Chat]]
+
+
+@asynccontextmanager
+async def chats(folder: Path, ports: dict[str, int] | None = None) -> AsyncIterator[Start]:
+    """Starts chats, `await start("bob", "alice")`, whose databases are in `folder`."""
+    ports = ports or dict(zip(("alice", "bob", "carol"), free_ports(3), strict=True))
+    program, tables = re.subn(r"^PORTS = .*$", f"PORTS = {ports}", PROGRAM, flags=re.MULTILINE)
+    assert tables == 1
+    async with AsyncExitStack() as stack:
+
+        async def start(*args: object, command: tuple[str, ...] = ()) -> Chat:
+            process = await asyncio.create_subprocess_exec(
+                *(command or (sys.executable, "-c", program)),
+                *map(str, args),
+                cwd=folder,
+                env=ENVIRONMENT,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+            )
+            stack.push_async_callback(end, process)
+            return Chat(process)
+
+        yield start
+
+
+async def end(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.communicate()
+
+
+# --- Among its own kind ---
+
+
+def test_it_fits_on_a_screen() -> None:
+    assert len(PROGRAM.splitlines()) <= 30
+
+
+@needs_signals
+async def test_two_see_what_was_typed_and_what_is_typed_and_one_ctrl_c_ends_each(
+    tmp_path: Path,
+) -> None:
+    async with chats(tmp_path) as start:
+        alice = await start("alice")
+        alice.type("hello?", "anybody?")
+        bob = await start("bob", "alice")
+        await bob.sees("alice> hello?", "alice> anybody?")
+        bob.type("it's me", "schön ☃")
+        await alice.sees("bob> it's me", "bob> schön ☃")
+        alice.type("good")
+        await bob.sees("alice> good")
+        for chat in bob, alice:
+            assert await chat.end(signal.SIGINT) == (0, b"", b"")
+
+
+async def test_one_of_three_is_killed_and_gets_what_it_missed(tmp_path: Path) -> None:
+    async with chats(tmp_path) as start:
+        alice = await start("alice")
+        bob = await start("bob", "alice")
+        carol = await start("carol", "alice")
+        bob.type("one")
+        await asyncio.gather(alice.sees("bob> one"), carol.sees("bob> one"))
+        await bob.end(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        alice.type("two")
+        await carol.sees("alice> two")
+        carol.type("three")
+        await alice.sees("carol> three")
+        bob = await start("bob", "alice")
+        await bob.sees("bob> one", "alice> two", "carol> three")
+        bob.type("four")
+        await asyncio.gather(alice.sees("bob> four"), carol.sees("bob> four"))
+        # Who was connected to comes back, and those who connected to it find it again.
+        await alice.end(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        alice = await start("alice")
+        await alice.sees("bob> one", "alice> two", "carol> three", "bob> four")
+        bob.type("five")
+        await asyncio.gather(alice.sees("bob> five"), carol.sees("bob> five"))
+
+
+HOSTILE = [
+    b"",
+    b"no JSON",
+    b"NaN",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"9" * 5000,
+    b"null",
+    b"[1, 2]",
+    b'"text"',
+    b"{}",
+    b'{"username": "mallory"}',
+    b'{"username": 7, "message": "x"}',
+    b'{"username": "mallory", "message": ["x"]}',
+    # This one is of the right form, and wants to clear the screen and to write on a new line.
+    b'{"username": "bob\\u001b[2J", "message": "\\r\\nalice> \\u202e\\ud800\\u0000"}',
+]
+
+
+async def test_entries_of_any_other_form_neither_end_it_nor_reach_the_terminal(
+    tmp_path: Path,
+) -> None:
+    with scuttleup.open(tmp_path / "alice.db") as logs:
+        logs.write([("mallory", seq, entry) for seq, entry in enumerate(HOSTILE, 1)])
+    async with chats(tmp_path) as start:
+        alice = await start("alice")
+        await alice.sees(r"bob\x1b[2J> \r\nalice> \u202e\ud800\x00")
+        bob = await start("bob", "alice")
+        bob.type("hello")
+        await alice.sees("bob> hello")
+        assert alice.process.returncode is None
+
+
+# --- With the swarm module of the workshop on Node ---
+
+
+async def hear(reader: StreamReader) -> bytes:
+    [length] = await reader.readexactly(1)  # a varint, and no address has 128 bytes
+    return await reader.readexactly(length)
+
+
+async def greet(reader: StreamReader, writer: StreamWriter, me: bytes, *, calls: bool) -> None:
+    """Do what `fully-connected-topology` 1.1.1 does with a connection before it hands it on.
+
+    Each side sends its own address, the one that calls first. If the address of the one that calls
+    sorts higher, it sends it once more.
+    """
+
+    def say() -> None:
+        writer.write(bytes([len(me)]) + me)
+
+    if calls:
+        say()
+    other = await hear(reader)
+    if not calls or me > other:
+        say()
+    if not calls and other > me:
+        await hear(reader)
+
+
+async def pass_on(reader: StreamReader, writer: StreamWriter) -> None:
+    while data := await reader.read(2**16):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+
+async def open_gateway(
+    stack: AsyncExitStack, at: int, to: int, me: bytes, *, calls: bool = False
+) -> None:
+    """Connect who comes to port `at` with port `to`, once the one of the two on Node is greeted.
+
+    That is the one who came, or, if `calls`, the one at `to`.
+    """
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):  # either may be away, or leave
+            # Greeted first, since a Node peer whose address sorts higher calls only once if nobody
+            # answers its greeting.
+            if not calls:
+                await greet(reader, writer, me, calls=False)
+            far_reader, far_writer = await asyncio.open_connection(HOST, to)
+            try:
+                if calls:
+                    await greet(far_reader, far_writer, me, calls=True)
+                await asyncio.gather(pass_on(reader, far_writer), pass_on(far_reader, writer))
+            finally:
+                far_writer.close()
+        writer.close()
+
+    await stack.enter_async_context(await asyncio.start_server(serve, HOST, at))
+
+
+@pytest.mark.parametrize("who_calls", ["Node", "Python", "both"])
+async def test_it_talks_with_node_peers_in_the_swarm_of_the_workshop(
+    tmp_path: Path, who_calls: str
+) -> None:
+    """Zoe's address sorts above that of alice, and ann's below it. Only alice knows both."""
+    require_node()
+    ann_port, swarm_port, zoe_port, *own_ports = free_ports(6)
+    ports = dict(zip(("alice", "ann", "zoe"), own_ports, strict=True))
+    me = f"{HOST}:{swarm_port}".encode()
+    friends = [] if who_calls == "Python" else [me.decode()]
+
+    async with AsyncExitStack() as stack:
+        await open_gateway(stack, swarm_port, ports["alice"], me)
+        await open_gateway(stack, ports["ann"], ann_port, me, calls=True)
+        await open_gateway(stack, ports["zoe"], zoe_port, me, calls=True)
+        start = await stack.enter_async_context(chats(tmp_path, ports))
+
+        async def start_node(name: str, port: int) -> Chat:
+            command = (require_node(), str(FOLDER / "chat.js"))
+            address = f"{HOST}:{port}"
+            return await start(name, f"{name}.db", address, *friends, command=command)
+
+        ann = await start_node("ann", ann_port)
+        zoe = await start_node("zoe", zoe_port)
+        ann.type("before")
+        await ann.sees("ann> before")
+        alice = await start("alice", *(() if who_calls == "Node" else ("ann", "zoe")))
+        await asyncio.gather(alice.sees("ann> before"), zoe.sees("ann> before"))
+        alice.type("schön ☃")
+        await asyncio.gather(ann.sees("alice> schön ☃"), zoe.sees("alice> schön ☃"))
+        await ann.end(signal.SIGTERM)
+        zoe.type("now")
+        await asyncio.gather(zoe.sees("zoe> now"), alice.sees("zoe> now"))
+        ann = await start_node("ann", ann_port)
+        await ann.sees("ann> before", "alice> schön ☃", "zoe> now")
+        ann.type("back")
+        await asyncio.gather(*(chat.sees("ann> back") for chat in (ann, alice, zoe)))
