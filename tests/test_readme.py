@@ -1,79 +1,265 @@
-"""What the README shows does what it says."""
+"""What the README shows runs, what it names exists, and its numbers are those of the code."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import json
 import os
 import re
+import shlex
 import signal
 import socket
-import subprocess
 import sys
+import tomllib
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
+from interop import FOLDER, require_node
+from readme import ROOT, TEXT, block, blocks
 
-ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+import scuttleup
+from scuttleup import cli, keys, limits, signing
+
+# Each block by a text that only it has. Those of the chat and of Node have tests of their own.
+API, SERVER, CLIENT, SIGNED, TLS = "logs.entry(", "alice.db", "bob.db", "signed=True", "load_tls"
+CHAT = '"username"'
+NODE_CLIENT, NODE_STRIP = "net.connect", "strip"
+
+WORDS = re.sub(r"\s+", " ", TEXT)  # with every line break a blank
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NODE_PATH": str(FOLDER / "node_modules")}
 
 
-def block(containing: str) -> str:
-    [found] = [text for text in BLOCKS if containing in text]
-    return str(found)
+def test_every_block_of_code_is_one_that_a_test_runs() -> None:
+    for language, texts in (
+        ("python", (API, SERVER, CLIENT, CHAT, SIGNED, TLS)),
+        ("js", (NODE_CLIENT, NODE_STRIP)),
+    ):
+        assert blocks(language) == [block(language, containing=text) for text in texts]
 
 
-def test_the_api_by_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# --- The programs ---
+
+
+def test_the_api_by_example_does_what_its_comments_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    found: dict[str, object] = {}
-    exec(block("logs.entry("), found)
-    assert str(found["change"]).endswith("seq: 3, entry: 'world'}")  # the last one printed
+    exec(block("python", containing=API), {})
+    entries = re.findall(r"seq: (\d), entry: '(.*)'}", capsys.readouterr().out)
+    assert entries == [("1", "hello"), ("2", "brave"), ("3", "world")]
+    with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
+        assert logs.head == {logs.id: 6, "a-friend": 1}
+        assert logs.entry("a-friend", 1) == "hi"
 
 
-def test_the_two_peers_replicate_and_a_bad_connection_is_one_line(tmp_path: Path) -> None:
+def test_a_signed_log_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", containing=SIGNED), {})
+    assert len((tmp_path / "signed.db" / "signing.key").read_bytes()) == signing.KEY_BYTES
+    assert cli.main(["--db", "signed.db", "check"]) == 0
+
+
+async def test_the_files_of_tls_are_what_load_tls_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_logs: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path("ca.pem")
+    certificate = authority.issue_cert("alice")
+    certificate.cert_chain_pems[0].write_to_path("alice.pem")
+    certificate.private_key_pem.write_to_path("alice-key.pem")
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    server_code = block("serve_forever").replace("2014", port)
-    client_code = block("open_connection").replace("2014", port)
-    server_code = server_code.replace(
-        "async with server:", 'async with server:\n        print("up")'
+        port = free.getsockname()[1]
+    code = (
+        block("python", containing=TLS).replace("0.0.0.0", "127.0.0.1").replace("2014", str(port))
     )
-    logs_py = 'logs.append("from alice")\n'
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            server_code.replace("async def serve(", logs_py + "async def serve("),
-        ],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    names: dict[str, Any] = {"scuttleup": scuttleup, "logs": new_logs("alice")}
+    exec(code, names)
+    async with (
+        names["peer"],
+        scuttleup.Peer(
+            new_logs("bob"), connect=[("127.0.0.1", port)], tls=names["tls"], live=False
+        ) as bob,
+    ):
+        await bob.wait()
+        assert bob.failures == 0
+
+
+@asynccontextmanager
+async def running(folder: Path, *command: str) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, env=ENVIRONMENT, stdout=PIPE, stderr=PIPE
     )
     try:
-        assert server.stdout
-        assert server.stdout.readline() == "up\n"
-        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: none\r\n" * 4)
-            assert server.stdout.readline().startswith("a connection ended: ")
-        client = subprocess.run(
-            [sys.executable, "-c", client_code],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        assert client.stdout == "0 sent, 1 received\n"
-        server.send_signal(signal.SIGKILL)
-        assert server.communicate(timeout=30) == ("", "")
+        yield process
     finally:
-        server.kill()
-        server.wait()
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[tuple[Process, str]]:
+    """The program that serves, when it does so, with one entry, and the port it has for 2014."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with scuttleup.open(folder / "alice.db") as logs:
+        logs.append("from alice")
+    code = block("python", containing=SERVER).replace("2014", str(port))
+    async with running(folder, sys.executable, "-c", code) as alice:
+        while alice.returncode is None:
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                break
+            await asyncio.sleep(0)
+        yield alice, str(port)
+
+
+async def test_the_program_that_connects_gets_and_gives_what_there_is(tmp_path: Path) -> None:
+    with scuttleup.open(tmp_path / "bob.db") as logs:
+        logs.extend(["from", "bob"])
+    async with serving(tmp_path) as (_, port):
+        code = block("python", containing=CLIENT).replace("2014", port)
+        async with running(tmp_path, sys.executable, "-c", code) as bob:
+            out, err = await bob.communicate()
+    assert (out.rstrip(), err) == (b"Replicated(sent=2, received=1, refused={})", b"")
+
+
+async def test_the_program_on_node_gets_what_there_is_and_one_ctrl_c_ends_the_one_that_serves(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "node").mkdir()
+    show = """
+        logs.createReadStream({ live: true, valueEncoding: 'utf-8' })
+          .on('data', ({ entry }) => console.log(entry))
+    """
+    async with serving(tmp_path) as (alice, port):
+        code = block("js", containing=NODE_CLIENT).replace("2014", port)
+        async with running(tmp_path / "node", require_node(), "-e", code + show) as node:
+            assert node.stdout
+            assert await node.stdout.readline() == b"from alice\n"
+            alice.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
+            await alice.wait()
+
+
+# --- The commands ---
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of each `scuttleup` that a line of shell runs."""
+    found = re.findall(r"(?:^|[\\/ ])scuttleup((?: +[^&|\n]+)?)", text, re.MULTILINE)
+    return [shlex.split(arguments) for arguments in found]
+
+
+def test_the_commands_and_options_of_scuttleup_exist() -> None:
+    shell = [command for text in blocks("sh") for command in commands(text)]
+    assert len(shell) == 2
+    inline = [
+        command for text in re.findall(r"`(scuttleup [^`]*)`", TEXT) for command in commands(text)
+    ]
+    assert ["check"] in inline
+    for command in [*shell, *(command for command in inline if command[0] != "--help")]:
+        cli._parser().parse_args(command)
+
+
+def test_the_first_commands_run_programs_that_are_here() -> None:
+    commands = [text for text in (*blocks("sh"), *blocks("bat")) if "append.py" in text]
+    assert len(commands) == 2
+    for command in commands:
+        assert re.findall(r"\w+\.py\b", command) == ["append.py", "read.py"]
+    assert (ROOT / "append.py").is_file()
+    assert (ROOT / "read.py").is_file()
 
 
 def test_the_test_command_is_the_one_that_runs_here() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert readme.count("bin/pytest") == 1
+    assert TEXT.count("bin/pytest") == 1
     assert "grep -m 1 'bin/pytest' README.md" in (ROOT / ".ci/run").read_text("utf-8")
+
+
+# --- What it names ---
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    named = set(re.findall(r"\b(?:scuttleup|tests)/[\w/.]+\w", TEXT))
+    assert named >= {"scuttleup/messages.py", "tests/simulate.py", "tests/simulate.svg"}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_names_that_stand_for_those_of_the_original_are_those_of_the_api() -> None:
+    table = TEXT[TEXT.index("| the original | here |") : TEXT.index("### Systems")]
+    here = "".join(row.split("|")[2] for row in table.splitlines() if row.startswith("| `"))
+    calls = re.findall(r"(\w+)\(([^)]*)\)", here)
+    assert len(calls) == 11
+    for name, arguments in calls:
+        function = getattr(scuttleup.Scuttleup, name, None) or getattr(scuttleup, name)
+        assert set(re.findall(r"\w+(?==)", arguments)) <= set(
+            inspect.signature(function).parameters
+        )
+
+
+# --- Its numbers ---
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("An entry has at most 16 MiB less {} bytes", 16 * 2**20 - limits.MAX_ENTRY),
+        ("a peer id at most {} bytes", limits.MAX_PEER),
+        ("at most some {:,} logs", limits.MAX_HANDSHAKE // limits.LOG_BYTES // 10**5 * 10**5),
+        ("of what it promised came for {} seconds", limits.PROMISED),
+        ("some {} bytes a log", limits.LOG_BYTES),
+        ("remove the last {} of a signed log's entries", signing.TRAILER_BYTES),
+        ("its link ({} bytes)", signing.LINK_BYTES),
+        ("its signature ({} bytes)", signing.SIGNATURE_BYTES),
+        ("the public key as {} characters", len(signing.id_of(bytes(32))) - len(signing.PREFIX)),
+        ("So 1 is `{}`", keys.pack_seq(1).decode()),
+        ("250 is `{}`", keys.pack_seq(250).decode()),
+        ("251 is `{}`", keys.pack_seq(251).decode()),
+    ],
+)
+def test_a_number_is_that_of_the_code(text: str, number: int | str) -> None:
+    assert text.format(number) in WORDS
+
+
+def test_the_keys_of_the_database_are_those_of_the_code() -> None:
+    for key, prefix in (
+        ("`c` U+00FF peer U+00FF number", keys.log_prefix("peer") + b"number"),
+        ("`m` U+00FF `id`", keys.ID),
+        ("`m` U+00FF `head` U+00FF peer", keys.DELETED_HEADS + b"peer"),
+        ("`m` U+00FF `hash` U+00FF peer", keys.DELETED_HASHES + b"peer"),
+    ):
+        assert f"| {key} |" in TEXT
+        assert key.replace("`", "").replace(" U+00FF ", "\xff").encode() == prefix
+
+
+def test_the_javascript_knows_a_signed_id_as_we_do() -> None:
+    [pattern] = re.findall(r"/\^(.*)\$/$", block("js", containing=NODE_STRIP), re.MULTILINE)
+    id = signing.id_of(bytes(range(32)))
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/="
+    for other in [id[:-1] + last for last in alphabet] + [id[:-1], id + "A", id[1:]]:
+        assert bool(re.fullmatch(pattern, other, re.ASCII)) == signing.is_signed(other), other
+
+
+def test_versions_and_bindings_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11"
+    assert "You need Python 3.11 or newer" in WORDS
+    plyvel, plyvel_next = project["dependencies"]
+    assert plyvel.partition("; ")[2] == "python_version < '3.12' or python_version >= '3.15'"
+    assert plyvel_next.partition("; ")[2] == "python_version >= '3.12' and python_version < '3.15'"
+    assert "| system | CPython 3.11 | 3.12 to 3.14 | 3.15 |" in TEXT
+    for row in re.findall(r"^\| .* plyvel.*$", TEXT, re.MULTILINE):
+        assert [cell.split(",")[0].strip() for cell in row.split("|")[2:5]] == [
+            *("plyvel", "plyvel-next", "plyvel")
+        ]
+    [original] = re.findall(r"package \[scuttleup\]\(.*?\) (\S+)\. ", WORDS)
+    assert (
+        json.loads((FOLDER / "package.json").read_text())["dependencies"]["scuttleup"] == original
+    )
