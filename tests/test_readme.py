@@ -192,6 +192,14 @@ def test_every_file_that_it_names_is_there() -> None:
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
+def test_the_order_of_reading_has_every_module_in_its_place() -> None:
+    """The table's floors are checked against the imports by test_scripts.py."""
+    rows = re.findall(r"^\| \d \| (.*?) \|", TEXT, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
+    modules = {path.name for path in (ROOT / "scuttleup").glob("*.py")} - {"__init__.py"}
+    assert sorted(named) == sorted(modules - {"__main__.py"})
+
+
 def test_the_names_that_stand_for_those_of_the_original_are_those_of_the_api() -> None:
     table = TEXT[TEXT.index("| the original | here |") : TEXT.index("### Systems")]
     here = "".join(row.split("|")[2] for row in table.splitlines() if row.startswith("| `"))
