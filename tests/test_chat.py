@@ -28,6 +28,8 @@ HOST = "127.0.0.1"
 PROGRAM = block("python", containing='"username"')
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
 
+KILL = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL  # Windows has one for both
+
 needs_signals = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows cannot send a Ctrl-C to one process alone"
 )
@@ -55,8 +57,13 @@ class Chat:
     async def sees(self, *lines: str) -> None:
         """Wait for the next lines, which come in any order, since the logs of several do."""
         assert self.process.stdout
-        found = [await self.process.stdout.readline() for _ in lines]
-        assert sorted(line.decode().rstrip() for line in found) == sorted(lines)
+        assert self.process.stderr
+        found = []
+        for _ in lines:
+            line = await self.process.stdout.readline()
+            assert line, f"the program ended: {(await self.process.stderr.read()).decode()}"
+            found.append(line.decode().rstrip())
+        assert sorted(found) == sorted(lines)
 
     async def end(self, signum: int) -> tuple[int | None, bytes, bytes]:
         """The exit status, and what it printed since the last line that was waited for."""
@@ -129,7 +136,7 @@ async def test_one_of_three_is_killed_and_gets_what_it_missed(tmp_path: Path) ->
         carol = await start("carol", "alice")
         bob.type("one")
         await asyncio.gather(alice.sees("bob> one"), carol.sees("bob> one"))
-        await bob.end(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        await bob.end(KILL)
         alice.type("two")
         await carol.sees("alice> two")
         carol.type("three")
@@ -139,7 +146,7 @@ async def test_one_of_three_is_killed_and_gets_what_it_missed(tmp_path: Path) ->
         bob.type("four")
         await asyncio.gather(alice.sees("bob> four"), carol.sees("bob> four"))
         # Who was connected to comes back, and those who connected to it find it again.
-        await alice.end(signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        await alice.end(KILL)
         alice = await start("alice")
         await alice.sees("bob> one", "alice> two", "carol> three", "bob> four")
         bob.type("five")
