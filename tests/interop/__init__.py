@@ -28,7 +28,7 @@ def require_node() -> str:
     node = shutil.which("node")
     missing = [
         package
-        for package in ("scuttleup", "level")
+        for package in ("scuttleup", "level", "fully-connected-topology")
         if not (FOLDER / "node_modules" / package / "package.json").exists()
     ]
     if node and not missing:
