@@ -61,10 +61,7 @@ def longest_round(data: bytes, followers: int) -> float:
 
     async def run(port: Any, done: Any) -> float:
         times = []
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            scuttleup.open(folder, id="us") as logs,
-        ):
+        with tempfile.TemporaryDirectory() as folder, scuttleup.open(folder, id="us") as logs:
             async with Peer(logs, listen=("127.0.0.1", 0)) as peer:
                 port.send(peer.addresses[0][1])
                 while not done.poll():

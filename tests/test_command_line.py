@@ -840,8 +840,7 @@ def test_closed_files_are_no_trouble(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "status"),
-    [("append <&-", 0), ("read >&-", 0), ("read --since missing 2>&-", 1)],
+    ("command", "status"), [("append <&-", 0), ("read >&-", 0), ("read --since missing 2>&-", 1)]
 )
 def test_a_closed_file_is_none_of_the_database_s(
     command: str, status: int, run: Run, tmp_path: Path

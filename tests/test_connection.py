@@ -497,11 +497,7 @@ def sends(mode: str, remote_mode: str) -> bool:
 @pytest.mark.parametrize("other_mode", MODES)
 @pytest.mark.parametrize("mode", MODES)
 def test_one_shot_ends_when_all_is_exchanged(
-    peer: MakeLogs,
-    monkeypatch: pytest.MonkeyPatch,
-    mode: str,
-    other_mode: str,
-    other_is_live: bool,
+    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch, mode: str, other_mode: str, other_is_live: bool
 ) -> None:
     monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
     one, two = peer("one", 300), peer("two", 500)

@@ -14,14 +14,7 @@ from hypothesis import strategies as st
 
 from scuttleup import Change
 from scuttleup.encodings import find_encoding
-from scuttleup.keys import (
-    change_keys,
-    check_peer,
-    check_seq,
-    log_prefix,
-    pack_seq,
-    unpack_seq,
-)
+from scuttleup.keys import change_keys, check_peer, check_seq, log_prefix, pack_seq, unpack_seq
 from scuttleup.limits import MAX_SEQ
 
 # --- Keys ---

@@ -170,13 +170,7 @@ def log_of_text(peer: str, count: int) -> list[Change]:
 
 @modes
 def test_one_shot_brings_what_the_modes_allow_and_ends(
-    node: Original,
-    logs: Scuttleup,
-    db: Any,
-    tmp_path: Path,
-    role: str,
-    mode: str,
-    node_mode: str,
+    node: Original, logs: Scuttleup, db: Any, tmp_path: Path, role: str, mode: str, node_mode: str
 ) -> None:
     to_node, to_us = allowed(mode, node_mode)
     node.write(log_of_text("node", 3))
@@ -199,13 +193,7 @@ def test_one_shot_brings_what_the_modes_allow_and_ends(
 
 @modes
 def test_live_brings_what_the_modes_allow_now_and_later(
-    node: Original,
-    logs: Scuttleup,
-    db: Any,
-    tmp_path: Path,
-    role: str,
-    mode: str,
-    node_mode: str,
+    node: Original, logs: Scuttleup, db: Any, tmp_path: Path, role: str, mode: str, node_mode: str
 ) -> None:
     to_node, to_us = allowed(mode, node_mode)
     node.write(log_of_text("node", 3))

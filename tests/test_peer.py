@@ -76,10 +76,7 @@ async def test_two_peers_exchange_what_they_have_and_what_comes(
     alice: Scuttleup, bob: Scuttleup
 ) -> None:
     alice.append("before")
-    async with (
-        Peer(alice, listen=HERE) as server,
-        Peer(bob, connect=server.addresses) as client,
-    ):
+    async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses) as client:
         bob.append("after")
         await has(alice, ("alice", 1), ("bob", 1))
         await has(bob, ("alice", 1), ("bob", 1))
@@ -191,10 +188,7 @@ async def test_a_loop_that_cannot_tell_who_is_readable_serves_as_well(
 
 
 async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup) -> None:
-    async with (
-        Peer(alice, listen=HERE) as server,
-        Peer(bob, connect=server.addresses) as client,
-    ):
+    async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses) as client:
         await until(lambda: server.connected and client.connected)
         threading.Thread(target=bob.close).start()
         await client.wait()

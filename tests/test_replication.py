@@ -582,8 +582,7 @@ def test_a_bad_remote_changes_nothing_and_is_told_apart(
 
 
 @pytest.mark.parametrize(
-    ("data", "error"),
-    [pytest.param(d, e, id=name) for name, d, e in BAD if d.startswith(HELLO)],
+    ("data", "error"), [pytest.param(d, e, id=name) for name, d, e in BAD if d.startswith(HELLO)]
 )
 def test_what_came_before_the_error_in_the_same_read_is_stored(
     us: Peer, data: bytes, error: str
@@ -600,8 +599,7 @@ def test_what_came_before_the_error_in_the_same_read_is_stored(
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [(a, b) for a in MODES for b in MODES if not sends(b, a)],
+    ("ours", "theirs"), [(a, b) for a in MODES for b in MODES if not sends(b, a)]
 )
 def test_a_change_that_the_modes_do_not_allow_is_an_error(us: Peer, ours: str, theirs: str) -> None:
     before = us.contents
@@ -1289,9 +1287,7 @@ def test_some_seconds_of_fuzzing_find_nothing() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_what_the_remote_sends_while_we_send_the_same_log_is_not_sent_back(
-    tmp_path: Path,
-) -> None:
+def test_what_the_remote_sends_while_we_send_the_same_log_is_not_sent_back(tmp_path: Path) -> None:
     with closing(plyvel.DB(str(tmp_path / "db"), create_if_missing=True)) as db:
         us = Scuttleup(db.prefixed_db(b"us/"), id="us")
         them = Scuttleup(db.prefixed_db(b"them/"), id="them")

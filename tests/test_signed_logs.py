@@ -286,10 +286,7 @@ def test_only_signed_leaves_out_what_is_not(tmp_path: Path, honest: list[bytes])
         runs = [Run("unsigned", 1, [b"x"]), Run(ODD, 1, honest), Run(ID, 1, honest)]
         assert receive(logs, runs, refused) == 10
         assert logs.head == {ID: 10}
-        assert refused == {
-            "unsigned": "is not signed",
-            ODD: "begins like a public key and is none",
-        }
+        assert refused == {"unsigned": "is not signed", ODD: "begins like a public key and is none"}
 
 
 # Two branches of one log, which part after entry 3, and what a stranger makes of their entries.
