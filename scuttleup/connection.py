@@ -78,15 +78,16 @@ class _Round:
 
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, _Round]] = WeakKeyDictionary()
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    # Nothing in here may refer to the loop. It is the key in `_all`, so it would never be freed.
+
+    def __init__(self) -> None:
         self._begun: float | None = None  # when the first turn of this round began, if it has
         self._waiting: deque[object] = deque()
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> _Round:
         """The one that all connections on `loop` share."""
-        return cls._all.setdefault(loop, cls(loop))
+        return cls._all.setdefault(loop, cls())
 
     async def turn(self) -> None:
         """Wait for the next turn of work, first come, first served."""
@@ -103,11 +104,12 @@ class _Round:
             self._waiting.remove(ticket)  # mostly the first
 
     def _has_time(self) -> bool:
+        loop = asyncio.get_running_loop()
         if self._begun is None:
-            self._begun = self._loop.time()
-            self._loop.call_soon(self._end)  # in the next round
+            self._begun = loop.time()
+            loop.call_soon(self._end)  # in the next round
             return True
-        return self._loop.time() - self._begun < limits.ROUND
+        return loop.time() - self._begun < limits.ROUND
 
     def _end(self) -> None:
         self._begun = None

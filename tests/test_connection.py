@@ -1574,6 +1574,20 @@ def test_nothing_is_left_that_only_the_garbage_collector_finds(
         logs.close()
 
 
+def test_an_event_loop_that_is_over_is_not_kept(peer: MakeLogs) -> None:
+    us, them = peer("us", 1), peer("them", 1)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def main() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with serving(us.replicate) as port:
+            await connect(them, port, live=False)
+
+    run(main())
+    gc.collect()
+    assert [ref() for ref in loops] == [None]
+
+
 def test_one_turn_is_64_kib_whatever_there_is(
     peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
