@@ -12,7 +12,9 @@ the newest entry is deleted its hash is kept, under a key of its own that the sa
 the secret key is that of the log, and that the newest entry is signed: a program that knows nothing
 of signatures may have appended to this database, and what we signed on top of that would be worth
 nothing to others. From then on the link of the next entry is remembered. It is used only while the
-head is where it was then; else the link is read anew. So a write that failed does no harm.
+head is where it was then; else the link is read anew. So a write that failed does no harm. It is
+forgotten when entries of our own log come in from others, as after a backup was restored: the head
+may then be where a failed write would have brought it, with another entry.
 
 *Other logs* are checked as they come in, before they are stored. That takes time, so it is done
 without a lock, and the store compares the link of the first entry once more if a head has moved in
@@ -80,7 +82,7 @@ class Authors:
         return sealed
 
     def forget(self) -> None:
-        """Forget what our newest entry is: it is not known whether the last write was done."""
+        """Forget what our newest entry is: somebody else wrote it, or it may not be written."""
         self._newest = None
 
     def _make_signer(self, head: int) -> Signer:

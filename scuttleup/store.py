@@ -223,6 +223,8 @@ class Store:
             self.room = room
             if self.id in heads:
                 self._own_keys = self._keys_to_come()
+                if self.id in proven_at:  # it came from elsewhere, with a link that is not ours
+                    self._authors.forget()
             if self._news.followers:
                 for span in spans:
                     self._news.add(*span)

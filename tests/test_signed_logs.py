@@ -223,6 +223,22 @@ def test_a_restored_backup_gets_its_tail_back_and_goes_on(tmp_path: Path) -> Non
         assert not any(log.fault for log in check_logs(logs))
 
 
+def test_an_append_that_failed_leaves_no_link_for_an_entry_that_comes_back(tmp_path: Path) -> None:
+    with scuttleup.open(tmp_path / "a", signed=True, max_entry=1000) as logs:
+        logs.append(b"1")
+        logs.close()
+        shutil.copytree(tmp_path / "a", tmp_path / "backup")
+    with scuttleup.open(tmp_path / "a") as logs:
+        logs.append(b"2")
+        two = (logs.id, *stored(logs)[1])
+    with scuttleup.open(tmp_path / "backup", max_entry=1000) as logs:
+        with pytest.raises(ValueError, match="too large"):
+            logs.append(bytes(1000))  # as number 2
+        logs.write([two])
+        logs.append(b"3")
+        assert [log.fault for log in check_logs(logs)] == [""]
+
+
 # --- What comes in ---
 
 
