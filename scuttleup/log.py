@@ -50,6 +50,10 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
         raise
 
 
+# As `inspect` has it, which takes a while to load.
+CO_COROUTINE = 0x80
+
+
 class Scuttleup:
     """Append-only logs in a LevelDB: this peer's own and copies of other peers'.
 
@@ -96,6 +100,9 @@ class Scuttleup:
         self._encode: Callable[[Any], bytes] = self._encoding.encode
         if verify is not None and not callable(verify):
             raise TypeError(f"verify is a function or None, not {verify!r}")
+        if getattr(getattr(verify, "__code__", None), "co_flags", 0) & CO_COROUTINE:
+            # Nobody would await it, and a coroutine is true: it would let everything pass.
+            raise TypeError(f"verify has to answer at once, so it cannot be async: {verify!r}")
         if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
         self._verify = verify and (lambda change: verify(self._decoded(change)))

@@ -518,7 +518,10 @@ def _show(peer: str) -> str:
 def _ask(verify: Callable[[Change], bool] | None, change: Change) -> None:
     where = f"{change.seq} of {change.peer!r}"
     try:
-        accepted = verify is None or verify(change)
+        answer = verify is None or verify(change)
+        if hasattr(answer, "__await__"):  # such an object is true, whatever it would come to
+            raise TypeError("it has to answer at once, but returned an awaitable")
+        accepted = bool(answer)  # in here, as that may fail, too
     except Exception as error:
         raise ValueError(f"verify failed at {where}: {error!r}") from error
     if not accepted:

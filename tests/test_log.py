@@ -659,12 +659,17 @@ def test_what_is_stored_wrongly_is_a_database_error_and_stays(
     assert list(db) == before
 
 
+async def refuse_later(change: Change) -> bool:
+    return False
+
+
 @pytest.mark.parametrize(
     ("options", "error", "named"),
     [
         ({"value_encoding": "utf-16"}, ValueError, "'utf-16'"),
         ({"value_encoding": None}, ValueError, "None"),
         ({"verify": True}, TypeError, "True"),
+        ({"verify": refuse_later}, TypeError, "async: <function refuse_later"),
     ],
 )
 def test_a_wrong_option_is_named_and_nothing_is_stored(

@@ -1117,12 +1117,23 @@ def explode(change: Change) -> bool:
     raise RuntimeError("no idea")
 
 
+class Undecided:
+    def __bool__(self) -> bool:
+        raise RuntimeError("no idea")
+
+
+class Later:
+    def __await__(self) -> Any: ...
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
         (lambda change: False, "verify refused 2 of 'far'"),
         (lambda change: None, "verify refused 2 of 'far'"),
         (lambda change: 0, "verify refused 2 of 'far'"),
+        (lambda change: Undecided(), "verify failed at 2 of 'far': RuntimeError"),
+        (lambda change: Later(), "verify failed at 2 of 'far': TypeError.*awaitable"),
         (explode, r"verify failed at 2 of 'far': RuntimeError\('no idea'\)"),
         (lambda change: [][0], "verify failed at 2 of 'far': IndexError"),
         (lambda change: json.loads("{"), "verify failed at 2 of 'far': JSONDecodeError"),
