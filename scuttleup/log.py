@@ -43,7 +43,8 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
     """
     database = open_database(path)
     try:
-        options.setdefault("key", load_key(database, make=signed))
+        if options.get("key") is None:  # else the key lies elsewhere, and no other one is made
+            options["key"] = load_key(database, make=signed)
         return Scuttleup(database, **options)
     except BaseException:
         database.close()
@@ -94,7 +95,7 @@ class Scuttleup:
         key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
     ) -> None:
-        if isinstance(db, (str, bytes, PathLike)):
+        if not isinstance(db, Database) and not hasattr(db, "write_batch"):
             raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
         self._encoding = find_encoding(value_encoding)
         self._encode: Callable[[Any], bytes] = self._encoding.encode

@@ -743,6 +743,12 @@ def test_a_signal_handler_may_close_in_the_middle_of_a_write(logs: Scuttleup) ->
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.parametrize("wrong", [None, 5, {}, b"logs.db"])
+def test_what_is_no_database_is_named(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=f"not {wrong!r}"):
+        Scuttleup(wrong)
+
+
 def test_a_path_instead_of_a_database_is_named() -> None:
     with pytest.raises(TypeError, match=r"'logs\.db'"):
         Scuttleup("logs.db")

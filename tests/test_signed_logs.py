@@ -133,6 +133,13 @@ def test_a_key_of_ones_own(tmp_path: Path, db: Any) -> None:
         Scuttleup(db.prefixed_db(b"other"), key=b"short")
 
 
+def test_a_key_from_elsewhere_is_the_only_one(tmp_path: Path) -> None:
+    scuttleup.open(tmp_path / "a", signed=True, key=KEY).close()
+    assert not (tmp_path / "a" / "signing.key").exists()
+    with scuttleup.open(tmp_path / "a", key=KEY) as logs:
+        assert (logs.id, logs.append(b"x").seq) == (ID, 1)
+
+
 def open_unsigned(path: Path) -> None:
     scuttleup.open(path).close()
 
