@@ -55,9 +55,12 @@ for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of o
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 from . import limits
 from .changes import Change, Run, expand
@@ -71,7 +74,9 @@ from .limits import (
     MAX_LEFT_OUT,
     MAX_NAMED,
     MAX_SHOWN,
+    MAX_TOLD,
     PROGRESS_BYTES,
+    TELL_SECONDS,
     TURN_BYTES,
     TURN_RUNS,
 )
@@ -107,6 +112,35 @@ class Standstill:
         if mark != self._mark:
             self._mark, self._since = mark, now
         return now - self._since
+
+
+class _Warnings:
+    """Tells the logger what is left out, MAX_TOLD lines in TELL_SECONDS for one store at the most.
+
+    What one connection tells is limited as well. But a stranger can make any number of connections,
+    and is not to fill anybody's log.
+    """
+
+    _all: ClassVar[WeakKeyDictionary[Store, _Warnings]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self._told: deque[float] = deque(maxlen=MAX_TOLD)  # when the last ones were told
+        self._untold = 0  # how many were not told since then
+
+    @classmethod
+    def of(cls, store: Store) -> _Warnings:
+        """The one that all replications of `store` share."""
+        return cls._all.setdefault(store, cls())
+
+    def tell(self, text: str) -> None:
+        now = time.monotonic()
+        if len(self._told) == MAX_TOLD and now - self._told[0] < TELL_SECONDS:
+            self._untold += 1
+            return
+        self._told.append(now)
+        more = f" ({self._untold} such lines before this one were not told)" * bool(self._untold)
+        self._untold = 0
+        log.warning("%s%s", text, more)
 
 
 class ReplicationStream:
@@ -170,6 +204,7 @@ class ReplicationStream:
         # The logs of both kinds as they are shown, and why; and how often another one was met.
         self._refused: dict[str, str] = {}
         self._unnamed = 0
+        self._warnings = _Warnings.of(store)
 
         # What we have to send. Until the remote's handshake is there, and if the modes let us send
         # nothing, it gives nothing and only tells whether the log was closed.
@@ -187,9 +222,9 @@ class ReplicationStream:
         while (size := digests_size(heads)) > MAX_HANDSHAKE - 512:
             heads = dict(islice(heads.items(), len(heads) * (MAX_HANDSHAKE - 1024) // size))
         if len(heads) < count:
-            log.warning(
-                "%d of %d logs do not fit into our handshake: remotes will send them again",
-                *(count - len(heads), count),
+            self._warnings.tell(
+                f"{count - len(heads)} of {count} logs do not fit into our handshake: "
+                "remotes will send them again"
             )
         return handshake_pieces(self._store.id, heads, self._mode)
 
@@ -239,7 +274,9 @@ class ReplicationStream:
         What `data_to_send` had is gone. `replicated` stays.
         """
         if self._unnamed:
-            log.warning("further logs were left out of that connection %d times", self._unnamed)
+            self._warnings.tell(
+                f"further logs were left out of that connection {self._unnamed} times"
+            )
         if self._follower:
             self._follower.close()
         # The caller may still hold this, or an exception whose traceback does.
@@ -474,7 +511,7 @@ class ReplicationStream:
             self._unnamed += 1
             return
         self._refused[shown] = reason
-        log.warning("the log '%s' is left out of a connection: %s", shown, reason)
+        self._warnings.tell(f"the log '{shown}' is left out of a connection: {reason}")
 
     # --- Time ---
 

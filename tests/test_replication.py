@@ -37,6 +37,7 @@ from scuttleup.limits import (
     MAX_HANDSHAKE,
     MAX_NAMED,
     MAX_SKIPPED,
+    MAX_TOLD,
     PROGRESS_BYTES,
     TURN_BYTES,
 )
@@ -863,6 +864,22 @@ def test_only_some_of_many_bad_logs_are_named_and_the_rest_is_counted(
     assert len(caplog.messages) == MAX_NAMED
     stream.close()
     assert caplog.messages[-1] == "further logs were left out of that connection 7 times"
+
+
+def test_however_often_a_remote_comes_back_some_lines_a_minute_are_told(
+    us: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def come_in(times: int) -> None:
+        for _ in range(times):
+            stream = us.logs.create_replication_stream()
+            stream.receive_data(encode_handshake("far", {"": 1}, "sync"))
+            stream.close()
+
+    come_in(MAX_TOLD + 7)
+    assert len(caplog.messages) == MAX_TOLD
+    monkeypatch.setattr("scuttleup.replication.TELL_SECONDS", 0)
+    come_in(1)
+    assert caplog.messages[-1].endswith("(7 such lines before this one were not told)")
 
 
 def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
