@@ -23,6 +23,10 @@ done about it at once. But the next write first settles it: it has LevelDB begin
 `_settle`), reads the heads anew, and makes all followers look at them. Heads that LevelDB has only
 grow, so what was stored is found, and what was not is not missed.
 
+*No write within a write.* The lock is an RLock, so that a signal handler may close the logs. Such
+a handler, or what the garbage collector runs, could therefore also write while its own thread is
+writing, and both would get one number. So whoever holds the lock already is refused.
+
 *Signed logs.* `signing.py` says how much of a run is its author's, if it is told the link after the
 entry before. That link is the hash of our newest entry of that log, which is read when it is
 needed, or, if that entry was deleted, was stored under a key of its own by the same batch. What
@@ -46,12 +50,14 @@ from functools import partial
 from .authors import Authors, find_id
 from .changes import Run
 from .database import ERRORS, Database
-from .errors import EntryNotFound
+from .errors import EntryNotFound, ScuttleupError
 from .follower import Follower, News, Span
 from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log_prefix, pack_seq
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import load_heads, load_id
 from .signing import follows, is_signed
+
+_NESTED = "a write was begun in the middle of another one, for instance by a signal handler"
 
 
 class Store:
@@ -100,6 +106,8 @@ class Store:
         # Flat, because this is the hottest path: of 2.6 µs LevelDB takes 1.6, the lock and the
         # flags 0.2, the key 0.05.
         database = self.database
+        if database.writes._is_owned():  # type: ignore[attr-defined]  # see `_refuse_nested`
+            raise ScuttleupError(_NESTED)
         with database.writes:
             if self._in_doubt or database.refusal is not None:
                 with database:
@@ -132,6 +140,7 @@ class Store:
 
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
         """Store entries of our own, all or none, and return the number of the first."""
+        self._refuse_nested()
         with self.database.writes, self.database:
             self._settle()
             head = self.heads.get(self.id, 0)
@@ -158,6 +167,7 @@ class Store:
         proven, proven_at = self.prove(runs, refused)
         if refused:
             raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in refused.items()))
+        self._refuse_nested()
         with self.database.writes, self.database:
             self._settle()
             return self._put(proven, sync, None, proven_at)
@@ -176,6 +186,7 @@ class Store:
         The reason then goes to `refused`, by peer, and all that follows in that log is left out,
         too. The rest is stored.
         """
+        self._refuse_nested()
         with self.database.writes, self.database:
             self._settle()
             return self._put(runs, None, refused, proven_at)
@@ -258,6 +269,7 @@ class Store:
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry; its number stays used."""
+        self._refuse_nested()
         with self.database.writes, self.database:
             self._settle()
             key = log_prefix(peer) + pack_seq(seq)
@@ -289,6 +301,11 @@ class Store:
 
     def _too_large(self, seq: int, entry: bytes) -> str:
         return f"entry {seq}, of {len(entry)} bytes, is too large: the most is {self.max_entry}"
+
+    def _refuse_nested(self) -> None:
+        # The method is private, but `threading.Condition` relies on it as well.
+        if self.database.writes._is_owned():  # type: ignore[attr-defined]
+            raise ScuttleupError(_NESTED)
 
     def _settle(self) -> None:
         """Find out what LevelDB has of the writes that are in doubt, if there are any."""

@@ -743,6 +743,30 @@ def test_a_signal_handler_may_close_in_the_middle_of_a_write(logs: Scuttleup) ->
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda logs: logs.append("nested"),
+        lambda logs: logs.extend(["nested"]),
+        lambda logs: logs.write([("them", 1, "nested")]),
+        lambda logs: logs.delete("us", 1),
+    ],
+    ids=["append", "extend", "write", "delete"],
+)
+def test_a_write_in_the_middle_of_a_write_is_refused(
+    fake: FakeDB, monkeypatch: pytest.MonkeyPatch, nested: Callable[[Scuttleup], object]
+) -> None:
+    """As by a signal handler, which Python runs in the thread that it interrupts."""
+    logs = Scuttleup(fake, id="us", value_encoding="utf-8")
+    logs.append("one")
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "perform", lambda write: (write(), nested(logs)))
+        with pytest.raises(ScuttleupError, match="in the middle of another"):
+            logs.append("two")
+    assert logs.append("three") == Change("us", 3, "three"), "2 was written and is not given again"
+    assert [change.entry for change in logs.create_read_stream()] == ["one", "two", "three"]
+
+
 @pytest.mark.parametrize("wrong", [None, 5, {}, b"logs.db"])
 def test_what_is_no_database_is_named(wrong: Any) -> None:
     with pytest.raises(TypeError, match=f"not {wrong!r}"):
