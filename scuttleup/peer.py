@@ -522,7 +522,10 @@ async def _resolve(host: str, port: int, flags: int = 0) -> list[Any]:
             except (OSError, UnicodeError) as error:
                 found.set_exception(error)
 
-    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        threading.Thread(target=look_up, daemon=True).start()
+    except RuntimeError as error:  # the system has no thread left: that passes, as for descriptors
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     return await asyncio.wrap_future(found)
 
 

@@ -300,6 +300,22 @@ async def test_a_wait_grows_until_a_link_outlasts_it_and_is_long_after_an_error(
     assert waits == [0.2, 0.4, 0.8, 0.2, 99, 0.8]
 
 
+async def test_a_system_without_threads_to_spare_is_tried_again(
+    alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.01)
+    async with Peer(alice, listen=HERE) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            client = await Peer(bob, connect=server.addresses).__aenter__()
+            await until(lambda: client.failures)
+        await until(lambda: client.connected)
+        await client.__aexit__(None, None, None)
+
+
 # --- Strangers ---
 
 
