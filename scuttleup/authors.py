@@ -27,7 +27,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from .changes import Run
-from .database import Database
+from .database import Database, Unreadable
 from .errors import ScuttleupError
 from .keys import DELETED_HASHES, DELETED_HEADS, check_peer, log_prefix, pack_seq
 from .scan import load_id
@@ -192,6 +192,8 @@ def load_key(database: Database, *, make: bool) -> bytes | None:
     """
     with database.reads, database as db:
         key = database.read_file(KEY_FILE)
+        if key is not None and len(key) != KEY_BYTES:
+            raise Unreadable(f"{KEY_FILE} has {len(key)} bytes, not {KEY_BYTES}")
         id = load_id(db)
     if key is not None or not make:
         return key

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scuttleup
-from scuttleup import Change, Scuttleup, ScuttleupError
+from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
 from scuttleup.check import check_logs, stray_keys
 from scuttleup.keys import log_prefix, pack_seq
@@ -120,6 +120,20 @@ def test_a_first_run_killed_after_the_key_was_written_is_a_signed_log(tmp_path: 
     (tmp_path / "a" / "signing.key").write_bytes(KEY)
     with scuttleup.open(tmp_path / "a") as logs:
         assert logs.id == ID
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_damaged_key_is_damage_and_without_it_the_log_can_be_read(
+    tmp_path: Path, size: int
+) -> None:
+    with scuttleup.open(tmp_path / "a", signed=True) as logs:
+        logs.append(b"hello")
+    (tmp_path / "a" / "signing.key").write_bytes(bytes(size))
+    with pytest.raises(DamagedDatabase, match=f"signing.key has {size} bytes, not 32"):
+        scuttleup.open(tmp_path / "a")
+    (tmp_path / "a" / "signing.key").unlink()
+    with scuttleup.open(tmp_path / "a") as logs:
+        assert logs.entry(logs.id, 1) == b"hello"
 
 
 def test_a_key_of_ones_own(tmp_path: Path, db: Any) -> None:
