@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +24,9 @@ import scuttleup.read_stream
 import scuttleup.store
 from scuttleup import Change, DamagedDatabase, DatabaseError, Scuttleup
 
+if sys.platform != "win32":
+    import resource
+
 # --- Killed ---------------------------------------------------------------------------------------
 
 KILLS = 36
@@ -40,7 +41,7 @@ def kill_a_writer(path: Path, run: int, threads: int, lines: int) -> list[tuple[
         printed = [writer.stdout.readline() for _ in range(lines)]
         writer.kill()
         printed += writer.stdout.readlines()
-    assert writer.returncode == -signal.SIGKILL
+    assert writer.returncode not in (0, None)
     assert printed[0] == b"opening\n"
     acknowledged = [line.decode().split() for line in printed[1:]]
     return [(int(first), int(last), tag) for first, last, tag in acknowledged]
@@ -349,6 +350,8 @@ def newest_journal(path: Path) -> Path:
 @contextmanager
 def full_disk(path: Path, room: int) -> Iterator[None]:
     """For real: the kernel takes `room` more bytes for the journal, then refuses the rest."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has no limit for the size of a file")
     limit = newest_journal(path).stat().st_size + room
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

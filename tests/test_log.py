@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -488,7 +488,10 @@ def test_foreign_keys_are_left_alone(db: Any) -> None:
 
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Fail instead of running for ever."""
+    """Fail instead of running for ever. Windows has no alarm."""
+    if sys.platform == "win32":
+        yield
+        return
 
     def fail(signum: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"still running after {seconds} s")
@@ -654,7 +657,7 @@ def test_what_is_stored_wrongly_is_a_database_error_and_stays(
     db.put(ID, b"us")
     db.put(key, value)
     before = list(db)
-    with pytest.raises(DatabaseError, match=f"^{tmp_path}/logs.db is damaged: .*{named}"):
+    with pytest.raises(DatabaseError, match=f"logs.db is damaged: .*{named}"):
         Scuttleup(db)
     assert list(db) == before
 
@@ -731,16 +734,16 @@ def test_wrong_input_is_named_and_changes_nothing(
 
 def test_a_signal_handler_may_close_in_the_middle_of_a_write(logs: Scuttleup) -> None:
     def write_for_ever() -> None:
-        Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        Timer(0.01, signal.raise_signal, (signal.SIGTERM,)).start()
         while True:
             logs.extend(["x"] * 1000)
 
-    before = signal.signal(signal.SIGUSR1, lambda signum, frame: logs.close())
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: logs.close())
     try:
         with at_most(20), pytest.raises(ScuttleupError, match="closed"):
             write_for_ever()
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

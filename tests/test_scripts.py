@@ -107,30 +107,6 @@ def test_trouble_is_one_line_and_status_1(tmp_path: Path, script: str) -> None:
     assert run("read.py", tmp_path).stdout.count("\n") == 2
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    with scuttleup.open(tmp_path / "logs.db", id="us") as logs:
-        logs.extend(["x" * 100] * 20_000)
-    return tmp_path
-
-
-def test_a_reader_that_has_seen_enough_ends_read_quietly(large: Path) -> None:
-    reading = subprocess.Popen(
-        [sys.executable, str(ROOT / "read.py")],
-        cwd=large,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    head = subprocess.run(
-        ["head", "-1"], stdin=reading.stdout, capture_output=True, timeout=LIMIT, check=True
-    )
-    assert reading.stdout
-    reading.stdout.close()
-    _, errors = reading.communicate(timeout=LIMIT)
-    assert head.stdout == b"{peer: 'us', seq: 1, entry: '%b'}\n" % (b"x" * 100)
-    assert errors == b""
-
-
 # --- The package ---
 
 
