@@ -20,7 +20,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from scuttleup.database import binding as plyvel
+from leveldb import binding, open_leveldb
+from wire import MAX, MODES, cut, frame, varint
 
 try:
     atheris: Any = importlib.import_module("atheris")
@@ -32,9 +33,7 @@ with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullconte
     from scuttleup.limits import MAX_ENTRY, MAX_FRAME
     from scuttleup.messages import encode_changes, encode_handshake
 
-MAX = 2**32 - 1
 LIMIT = 500  # of a frame that is kept: within the reach of a mutation
-MODES = ["sync", "push", "pull"]
 # What the peer has that hears all this.
 HAS = [
     *[Change("us", seq, b"ours %d" % seq) for seq in (1, 2, 3)],
@@ -60,7 +59,7 @@ class Target:
         self.inputs += 1
         options, cutting, wire = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
         try:
-            heard = self._hear(options[0], pieces(wire, cutting[0]))
+            heard = self._hear(options[0], cut(wire, [cutting[0] % 64 or len(wire)]))
             at_once = self._hear(options[0], [wire])
             assert heard == at_once, f"cut: {heard[1:]}; at once: {at_once[1:]}"
         except BaseException:
@@ -113,8 +112,8 @@ class Target:
         if self._streams > STREAMS_BEFORE_A_NEW_DATABASE:
             if self._db:
                 self._db.close()
-                plyvel.destroy_db(self._folder)
-            self._db = plyvel.DB(self._folder, create_if_missing=True)
+                binding.destroy_db(self._folder)
+            self._db = open_leveldb(Path(self._folder))
             self._streams = 0
         return self._db.prefixed_db(b"%d/" % self._streams)
 
@@ -129,11 +128,6 @@ def is_over(stream: ReplicationStream) -> bool:
     except ProtocolError:
         return True
     return False
-
-
-def pieces(wire: bytes, size: int) -> list[bytes]:
-    size = size % 64 or len(wire) or 1
-    return [wire[at : at + size] for at in range(0, len(wire), size)]
 
 
 def seeds() -> list[bytes]:
@@ -151,13 +145,6 @@ def seeds() -> list[bytes]:
 
 
 # --- Mutations ------------------------------------------------------------------------------------
-
-
-def varint(value: int) -> bytes:
-    groups = [value & 0x7F]
-    while value := value >> 7:
-        groups.append(value & 0x7F)
-    return bytes([group | 0x80 for group in groups[:-1]] + groups[-1:])
 
 
 def split(wire: bytes) -> Iterator[bytes]:
@@ -199,7 +186,7 @@ def mutate(data: bytes, other: bytes, choose: random.Random) -> bytes:
         messages[at] = b"\x0a%b%b\x10%b\x1a\x01x" % (varint(len(peer)), peer, number)
     else:
         messages[at] = mutate_bytes(messages[at], other, choose)
-    return data[:2] + b"".join(varint(len(message)) + message for message in messages)
+    return data[:2] + b"".join(map(frame, messages))
 
 
 def mutate_bytes(data: bytes, other: bytes, choose: random.Random) -> bytes:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import pytest
 import trustme
 from leveldb import FakeDB, binding
+from wire import HTTP, MODES, sends, tls_hello
 
 import scuttleup.limits
 from scuttleup import (
@@ -62,7 +63,6 @@ SAID = {
     "a part of a change": PROMISE + CHANGES[:-1],
     "whole changes": PROMISE + CHANGES,
 }
-MODES = ["sync", "push", "pull"]
 
 one_shot_and_live = pytest.mark.parametrize("live", [False, True], ids=["one-shot", "live"])
 open_and_half_closed = pytest.mark.parametrize("ended", [False, True], ids=["", "half-closed"])
@@ -468,10 +468,6 @@ async def test_tls_keeps_strangers_out(
 
 
 # --- One-shot -------------------------------------------------------------------------------------
-
-
-def sends(mode: str, remote_mode: str) -> bool:
-    return mode != "pull" and remote_mode != "push"
 
 
 @pytest.mark.parametrize("other_is", ["one-shot", "live", "one-shot, both deleted some"])
@@ -971,15 +967,6 @@ async def test_a_closed_log_does_not_keep_the_connection(peer: MakeLogs) -> None
 # --- Bad peers ------------------------------------------------------------------------------------
 
 
-def tls_hello() -> bytes:
-    outgoing = ssl.MemoryBIO()
-    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="a.b")
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
-
-
-HTTP = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:2014\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n"
 BAD = {
     "HTTP": HTTP,
     "TLS": tls_hello(),
