@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -352,6 +353,15 @@ def on_signal(handler: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def signal_main_thread(begun: Event) -> None:
+    """Raised in this thread, it would be handled only when the other one wakes by itself."""
+    begun.wait(LIMIT)
+    if sys.platform == "win32":
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
 @pytest.mark.parametrize("closer", ["another thread", "a signal handler"])
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("own", [False, True], ids=["opened", "own LevelDB"])
@@ -377,7 +387,7 @@ def test_closing_is_safe_whoever_is_reading_or_writing(
             close()
             using.result(LIMIT)
         else:
-            start(lambda: [begun.wait(LIMIT), signal.raise_signal(signal.SIGTERM)])  # type: ignore[func-returns-value]  # noqa: B023
+            start(lambda: signal_main_thread(begun))  # noqa: B023
             using = start(lambda: use_until_closed(logs, USES[use], Event()))  # noqa: B023
             with on_signal(close):
                 use_until_closed(logs, USES[use], begun)
