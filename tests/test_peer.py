@@ -38,7 +38,6 @@ if sys.platform != "win32":
 
 LIMIT = 30  # seconds, for what should take a moment
 HERE = ("127.0.0.1", 0)
-ROOT = Path(__file__).parent.parent
 
 NewLogs = Callable[..., Scuttleup]
 
@@ -110,16 +109,6 @@ async def test_not_live_a_peer_that_is_not_there_is_a_failure(alice: Scuttleup) 
     async with Peer(alice, connect=[("127.0.0.1", 1)], live=False) as peer:
         assert (await peer.wait())[:2] == (0, 0)
         assert peer.failures == 1
-
-
-async def test_mode_push_takes_nothing(alice: Scuttleup, bob: Scuttleup) -> None:
-    alice.append("a")
-    bob.append("b")
-    async with (
-        Peer(alice, listen=HERE) as server,
-        Peer(bob, connect=server.addresses, live=False, mode="push") as client,
-    ):
-        assert (await client.wait())[:2] == (1, 0)
 
 
 # --- How it ends ---
@@ -576,11 +565,7 @@ async def test_two_peers_cannot_listen_on_one_address(alice: Scuttleup, bob: Scu
                 pass
 
 
-# --- Whole programs, as the README has them ---
-
-needs_signals = pytest.mark.skipif(
-    sys.platform == "win32", reason="Windows cannot send a Ctrl-C to one process alone"
-)
+# --- Whole programs ---
 
 SERVER = """
 import asyncio
@@ -596,109 +581,44 @@ try:
 except KeyboardInterrupt:
     pass
 """
-CLOSED_BY_A_SIGNAL = SERVER.replace(
-    "        asyncio.run",
-    "        import signal; signal.signal(signal.SIGINT, lambda *_: logs.close())\n"
-    "        asyncio.run",
+PROGRAMS = {
+    "waits": SERVER,
+    "follows": SERVER.replace(
+        "await peer.wait()",
+        "async for _ in logs.create_read_stream(live=True):\n            pass",
+    ),
+    "closes its logs": SERVER.replace(
+        "        asyncio.run",
+        "        import signal; signal.signal(signal.SIGINT, lambda *_: logs.close())\n"
+        "        asyncio.run",
+    ),
+}
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows cannot send a Ctrl-C to one process alone"
 )
-CLIENT = """
-import asyncio
-import scuttleup
-
-async def exchange(logs):
-    async with scuttleup.Peer(logs, connect=[("127.0.0.1", 2014)], live=False) as peer:
-        return await peer.wait()
-
-with scuttleup.open("bob.db") as logs:
-    print(asyncio.run(exchange(logs)))
-"""
-CHAT = """
-import asyncio
-from threading import Thread
-import scuttleup
-
-async def chat(logs):
-    async with scuttleup.Peer(logs, connect=[("127.0.0.1", 2014)]):
-        async for change in logs.create_read_stream(tail=True):
-            print(change, flush=True)
-
-try:
-    with scuttleup.open("carol.db", value_encoding="utf-8") as logs:
-        Thread(target=lambda: [logs.append(line[:-1]) for line in open(0)], daemon=True).start()
-        asyncio.run(chat(logs))
-except KeyboardInterrupt:
-    pass
-"""
-
-
-class Program:
-    """A running Python program of ours, with its own port instead of 2014."""
-
-    def __init__(self, code: str, folder: Path, port: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code.replace("2014", str(port))],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def result(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=LIMIT)
-        return self.process.returncode, out, err
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(HERE) as free:
-        return int(free.getsockname()[1])
-
-
-@needs_signals
-@pytest.mark.parametrize("code", [SERVER, CLOSED_BY_A_SIGNAL], ids=["Ctrl-C", "logs.close()"])
+@pytest.mark.parametrize("code", PROGRAMS.values(), ids=PROGRAMS)
 async def test_one_ctrl_c_ends_a_server_in_silence(
-    code: str, bob: Scuttleup, free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, bob: Scuttleup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.01)
-    address = ("127.0.0.1", free_port)
-    with Program(code, tmp_path, free_port) as server:
+    with socket.create_server(HERE) as free:
+        address = free.getsockname()
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code.replace("2014", str(address[1]))],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(scuttleup.__file__).parent.parent)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as server,
+        ExitStack() as failing,
+    ):
+        failing.callback(server.kill)
         async with Peer(bob, connect=[address] * 3) as peer:
             await until(lambda: len(peer.connected) == 3)
             with socket.create_connection(address):  # and one who says nothing
-                server.process.send_signal(signal.SIGINT)
-                assert server.result() == (0, "", "")
-
-
-async def test_a_client_says_what_it_sent_and_received(alice: Scuttleup, tmp_path: Path) -> None:
-    alice.extend(["1", "2"])
-    async with Peer(alice, listen=HERE) as peer:
-        with Program(CLIENT, tmp_path, peer.addresses[0][1]) as client:
-            status, out, err = await asyncio.to_thread(client.result)
-    assert (status, err) == (0, "")
-    assert out.startswith("Replicated(sent=0, received=2")
-
-
-@needs_signals
-async def test_one_ctrl_c_ends_a_chat_in_silence(alice: Scuttleup, tmp_path: Path) -> None:
-    alice.append("hello")
-    async with Peer(alice, listen=HERE) as peer:
-        with Program(CHAT, tmp_path, peer.addresses[0][1]) as chat:
-            assert chat.process.stdin
-            assert chat.process.stdout
-            read = chat.process.stdout.readline
-            assert "'hello'" in await asyncio.to_thread(read)
-            chat.process.stdin.write("hello yourself\n")
-            chat.process.stdin.flush()
-            assert "'hello yourself'" in await asyncio.to_thread(read)
-            await until(lambda: len(alice.head) == 2)
-            chat.process.send_signal(signal.SIGINT)
-            assert await asyncio.to_thread(chat.result) == (0, "", "")
+                server.send_signal(signal.SIGINT)
+                said, _ = server.communicate(timeout=LIMIT)
+        assert (server.returncode, said) == (0, b"")
