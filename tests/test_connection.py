@@ -37,7 +37,6 @@ from scuttleup import (
     Scuttleup,
     ScuttleupError,
 )
-from scuttleup.database import binding as plyvel
 from scuttleup.messages import Decoder, Handshake, encode_changes, encode_handshake
 
 # What `replicate` leaves open, Python says when it collects it: here that fails the test.

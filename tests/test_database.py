@@ -248,10 +248,7 @@ def test_a_folder_without_the_permissions_is_refused(mode: int, reason: str) -> 
         path = Path(outer) / "logs.db"
         scuttleup.open(path).close()
         path.chmod(mode)
-        with (
-            unprivileged(),
-            pytest.raises(DatabaseError, match=exactly(path, reason)),
-        ):
+        with unprivileged(), pytest.raises(DatabaseError, match=exactly(path, reason)):
             scuttleup.open(path)
         path.chmod(0o755)
         scuttleup.open(path).close()

@@ -389,11 +389,7 @@ def entries_of_many_sizes(seed: int) -> list[bytes]:
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "one-shot"])
 async def test_20_000_entries_of_many_sizes_go_both_ways_at_once(
-    node: Original,
-    db: Any,
-    reopen: Callable[..., None],
-    all_entries: Callable[[], int],
-    live: bool,
+    node: Original, db: Any, reopen: Callable[..., None], all_entries: Callable[[], int], live: bool
 ) -> None:
     reopen(log_of("node", entries_of_many_sizes(1)))
     logs = Scuttleup(db, id="us")

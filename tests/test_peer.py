@@ -584,8 +584,7 @@ except KeyboardInterrupt:
 PROGRAMS = {
     "waits": SERVER,
     "follows": SERVER.replace(
-        "await peer.wait()",
-        "async for _ in logs.create_read_stream(live=True):\n            pass",
+        "await peer.wait()", "async for _ in logs.create_read_stream(live=True):\n            pass"
     ),
     "closes its logs": SERVER.replace(
         "        asyncio.run",

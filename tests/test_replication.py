@@ -29,7 +29,6 @@ from scuttleup import (
     Scuttleup,
 )
 from scuttleup.changes import expand
-from scuttleup.database import binding as plyvel
 from scuttleup.keys import log_prefix, pack_seq
 from scuttleup.limits import (
     LOG_BYTES,
