@@ -1,16 +1,29 @@
 """The errors of this package.
 
-Wrong arguments are TypeError or ValueError, as everywhere in Python. Everything else that leaves
-this package is a ScuttleupError.
+A wrong argument is a TypeError or a ValueError, as everywhere in Python. Everything else that
+leaves this package is a `ScuttleupError`, so one `except` clause catches all of it. The classes
+below answer the question that a program asks next: ask for something else (`EntryNotFound`), come
+back later (`ConnectionLost`), do not come back (`ProtocolError`), or look after the disk
+(`DatabaseError`).
+
+A mistake of a remote never becomes a mistake of ours. h11 tells the two apart in the same way, with
+`RemoteProtocolError` and `LocalProtocolError`.
 """
 
 
 class ScuttleupError(Exception):
-    """The base of every error that this package defines."""
+    """The base of every error that this package defines.
+
+    Raised as it is, it says that something was used at the wrong time: logs that are closed, logs
+    that were opened before a fork, or a signed log without its secret key.
+    """
 
 
 class EntryNotFound(ScuttleupError, KeyError):
-    """There is no such entry: it was never stored here, or it was deleted."""
+    """There is no such entry: it was never stored here, or it was deleted.
+
+    It is a KeyError, so `except KeyError` catches it, as for a dict.
+    """
 
     # KeyError would show the repr of the message, with its quotes.
     __str__ = Exception.__str__
@@ -36,4 +49,7 @@ class DatabaseError(ScuttleupError):
 
 
 class DamagedDatabase(DatabaseError):
-    """The database lacks a part, or holds bytes that are not what was written."""
+    """The database lacks a part, or holds bytes that are not what was written.
+
+    Other logs than our own can be had again from any peer that holds them, in a new database.
+    """
