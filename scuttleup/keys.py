@@ -1,5 +1,8 @@
 """The keys of the database, byte for byte those of the original.
 
+LevelDB sorts its keys as bytes, and everything here follows from that: all entries of one log lie
+next to each other in the order of their numbers, and the whole database can be read log by log.
+
 | key (UTF-8 of)                      | value                                                   |
 |-------------------------------------|---------------------------------------------------------|
 | `c` U+00FF peer U+00FF number       | the entry's bytes                                       |
@@ -7,11 +10,17 @@
 | `m` U+00FF `head` U+00FF peer       | the last number, when that entry was deleted (*)        |
 | `m` U+00FF `id`                     | this peer's id                                          |
 
-(*) Not the original's, which ignores it.
+(*) The original does not write these two, and ignores them.
 
-`number` is the lower-case hex of what npm `lexicographic-integer` 1.1.0 packs, so that numbers
-sort as bytes: n < 251 is one byte; else n - 251 in the fewest of 1, 2, 3 or 4 bytes, big-endian,
-after a first byte of 251, 252, 253 or 254.
+`number` is the lower-case hex of what npm `lexicographic-integer` 1.1.0 packs, so that numbers sort
+as bytes. A number n below 251 is one byte. Any other is n - 251 in the fewest of 1, 2, 3 or 4
+bytes, big-endian, after a first byte of 251, 252, 253 or 254.
+
+    number      1    250    251     506     507
+    in a key    01   fa     fb00    fbff    fc0100
+
+The separator U+00FF is the two bytes C3 BF in UTF-8. A peer id with that character, or one above
+it, could not be told from the end of the id, so `check_peer` refuses it.
 """
 
 from __future__ import annotations
@@ -23,22 +32,32 @@ from operator import add
 
 from .limits import LOG_BYTES, MAX_PEER, MAX_SEQ
 
+# Stands between the parts of a key.
 SEPARATOR = "\xff".encode()
+# Every key of an entry begins with this.
 CHANGES = b"c" + SEPARATOR
-CHANGES_END = CHANGES + SEPARATOR  # peer ids hold no U+00FF and nothing above it
+# Sorts after every key of an entry, because no peer id holds U+00FF or a character above it.
+CHANGES_END = CHANGES + SEPARATOR
+# For a signed log whose newest entry was deleted: the hash that the next entry is linked to.
 DELETED_HASHES = b"m" + SEPARATOR + b"hash" + SEPARATOR
+# For a log whose newest entry was deleted: its last number, which must not be given out again.
 DELETED_HEADS = b"m" + SEPARATOR + b"head" + SEPARATOR
-ID = b"m" + SEPARATOR + b"id"  # sorts after every other key of ours: each scan ends there
+# Sorts after every other key of ours, so each scan ends there (see `scan.py`).
+ID = b"m" + SEPARATOR + b"id"
 
+# The two hex digits of every byte. Looking one up is faster than formatting it.
 _HEX = [b"%02x" % byte for byte in range(256)]
 
 
 def check_peer(peer: str) -> str:
     """Return `peer` if it can be the id of a log.
 
-    Raises TypeError if it is no str. Raises ValueError if it is empty, if it holds U+00FF or a
+    Raises TypeError if it is not a str. Raises ValueError if it is empty, if it holds U+00FF or a
     character above it, which could not be told from the separator of a key, or if it takes more
     than 255 bytes as UTF-8.
+
+    >>> check_peer("foobar")
+    'foobar'
     """
     if not isinstance(peer, str):
         raise TypeError(f"a peer id is a str, not {peer!r}")
@@ -50,14 +69,21 @@ def check_peer(peer: str) -> str:
 
 
 def log_bytes(peer: str) -> int:
-    """How many bytes of our handshake, whose size is limited, the log of `peer` counts for."""
+    """How many bytes of our handshake, whose size is limited, the log of `peer` counts for.
+
+    A short id counts for LOG_BYTES, so that tiny ids cannot make the number of logs unlimited.
+    """
     # Two tags and two lengths, a tag and a number, and the id itself.
     size = (len(peer) if peer.isascii() else len(peer.encode())) + 12
     return size if size > LOG_BYTES else LOG_BYTES
 
 
 def check_seq(seq: int) -> int:
-    """Return `seq` if it can number an entry, else raise TypeError or ValueError."""
+    """Return `seq` if it can number an entry.
+
+    Raises TypeError if it is not an int, ValueError if it is not between 1 and 2**32 - 1. A bool is
+    an int in Python, but it is a mistake here.
+    """
     if not isinstance(seq, int) or isinstance(seq, bool):
         raise TypeError(f"an entry's number is an int, not {seq!r}")
     if not 1 <= seq <= MAX_SEQ:
@@ -66,12 +92,20 @@ def check_seq(seq: int) -> int:
 
 
 def log_prefix(peer: str) -> bytes:
-    """What the keys of all changes of `peer` begin with; the packed number follows."""
+    """What the keys of all entries of `peer` begin with; the packed number follows.
+
+    >>> log_prefix("foobar") + pack_seq(1)
+    b'c\xc3\xbffoobar\xc3\xbf01'
+    """
     return CHANGES + peer.encode() + SEPARATOR
 
 
 def pack_seq(seq: int) -> bytes:
-    """`seq` as it stands in a key: 2 to 10 hex digits."""
+    """The number `seq` as it stands in a key: 2 to 10 hex digits.
+
+    >>> pack_seq(250), pack_seq(251), pack_seq(507)
+    (b'fa', b'fb00', b'fc0100')
+    """
     if seq < 251:
         return _HEX[seq]
     rest = seq - 251
@@ -79,15 +113,22 @@ def pack_seq(seq: int) -> bytes:
     return b"%x%0*x" % (250 + width, 2 * width, rest)
 
 
+# The numbers that are one byte, by their digits: most logs have no others. 00 is no number.
 _SMALL = {digits: seq for seq, digits in enumerate(_HEX[:251]) if seq}
 
 
 def unpack_seq(digits: bytes) -> int:
-    """The number that `pack_seq` made `digits` of; ValueError if it made them of none."""
+    """The number that `pack_seq` packed as `digits`; the opposite of `pack_seq`.
+
+    Raises ValueError if `digits` is anything that `pack_seq` does not return, such as upper-case
+    hex.
+    """
     if seq := _SMALL.get(digits, 0):
         return seq
     with suppress(ValueError):
         seq = int(digits[2:], 16) + 251
+        # Packing it once more is the shortest test of all that can be wrong: the width, the first
+        # byte, and letters that `int` takes but nobody writes.
         if 250 < seq <= MAX_SEQ and pack_seq(seq) == digits:
             return seq
     raise ValueError(f"not a number of an entry: {digits!r}")
