@@ -1,4 +1,9 @@
-"""One entry of one log, and a run of them."""
+"""One entry of one log, and a run of them.
+
+There are two forms because there are two readers. A user handles one `Change` at a time. Inside the
+package a loop over single changes would cost more than the work itself, so everything there handles
+a `Run`, which is a piece of one log.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,11 @@ from typing import Any, NamedTuple
 class Change(NamedTuple):
     """Entry number `seq` of the log of `peer`, the same everywhere and for ever.
 
-    `str()` of it is the line that `read.py` prints. It shows the fields as `repr` does, so
-    nothing in a hostile entry reaches a terminal as a control character.
+    `entry` is what the value encoding makes of the stored bytes. As a NamedTuple it can be
+    unpacked, compared, and handed to `Scuttleup.write`.
+
+    `str()` of it is the line that `read.py` prints. The line shows each field as `repr` does, so no
+    control character of a hostile entry reaches a terminal.
 
     >>> print(Change("foobar", 1, "hello"))
     {peer: 'foobar', seq: 1, entry: 'hello'}
@@ -26,10 +34,11 @@ class Change(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The entries number `first`, `first` + 1, … of one log.
+    """The entries number `first`, `first` + 1, … of one log, as bytes.
 
-    Everything below `Scuttleup` moves runs and not single changes: what is the same for a whole
-    run, the prefix of its keys or of its frames, is then made once and not for every entry.
+    Everything below `Scuttleup` moves runs. Whatever is the same for a whole run, such as the
+    beginning of its keys or of its frames, is then made once and not for every entry. A run has no
+    gaps: where an entry was deleted, one run ends and another one begins.
     """
 
     peer: str
@@ -38,6 +47,9 @@ class Run(NamedTuple):
 
 
 def expand(peer: str, first: int, entries: Iterable[Any]) -> Iterator[Change]:
-    """The changes of `peer` from number `first` on, with `entries` in order."""
-    # 0.16 µs each; a call of Change takes 0.36 µs.
+    """The changes of `peer` from number `first` on, with `entries` in order.
+
+    They are made when they are asked for.
+    """
+    # This does what calls of `Change` would do, in a loop in C: 0.16 µs each instead of 0.36 µs.
     return map(tuple.__new__, repeat(Change), zip(repeat(peer), count(first), entries))
