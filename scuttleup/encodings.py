@@ -1,6 +1,16 @@
-"""How the user's entries become bytes, and bytes the user's entries.
+"""How entries of the user become bytes, and how bytes become entries.
 
-The names are those of the original's `valueEncoding`.
+The names are those of the original's `valueEncoding`. An encoding is not stored with an entry: the
+database holds bytes, and each reader chooses what to make of them. So the same log may be read as
+text by one program and as bytes by another.
+
+| name     | takes           | gives                                  | fails on reading      |
+|----------|-----------------|----------------------------------------|-----------------------|
+| `binary` | bytes, or a str | bytes                                  | never                 |
+| `utf-8`  | str             | str; bytes that are no UTF-8 as U+FFFD | never                 |
+| `json`   | what JSON knows | the same                               | if it is not JSON     |
+
+Only `Scuttleup` and `ReadStream` know of encodings. Everything below them handles bytes.
 """
 
 from __future__ import annotations
@@ -12,28 +22,43 @@ from typing import Any, NamedTuple
 
 
 class Encoding(NamedTuple):
-    """How one entry becomes bytes, and bytes an entry; the two methods do it for many entries."""
+    """One way to make bytes of an entry, and an entry of bytes.
+
+    `encode` raises TypeError or ValueError for an entry that it does not take. `decode` raises
+    ValueError for bytes that it cannot read. The methods do the same for many entries.
+    """
 
     name: str
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
 
     def encode_all(self, entries: list[Any]) -> list[bytes]:
+        """The bytes of each of `entries`. Raises as `encode` does."""
         if self.decode is bytes and set(map(type, entries)) == {bytes}:
-            return entries  # as they are, seen in a third of the time
+            # These are the bytes already. To look at their types takes a third of the time of a
+            # call each.
+            return entries
         return list(map(self.encode, entries))
 
     def decode_all(self, peer: str, first: int, entries: Iterable[bytes]) -> Iterable[Any]:
-        """The entries of `peer` from number `first` on, decoded when they are asked for."""
+        """The entries of `peer` from number `first` on, decoded when they are asked for.
+
+        One that cannot be decoded raises ValueError in its place, and those after it can still be
+        had.
+        """
         if self.decode is bytes:
             return entries
-        if self.decode is not _decode_json:  # only that one can fail
+        # Of all encodings only JSON can fail, so only there the numbers are needed for an error.
+        if self.decode is not _decode_json:
             return map(self.decode, entries)
-        # Not a generator: that would be over after one entry that is not JSON.
+        # This is a `map` and not a generator, because a generator ends for good when it raises.
         return map(partial(self.decode_entry, peer), count(first), entries)
 
     def decode_entry(self, peer: str, seq: int, entry: bytes) -> Any:
-        """Entry number `seq` of `peer`, decoded; ValueError with both if it cannot be."""
+        """Entry number `seq` of `peer`, decoded.
+
+        Raises ValueError, which names both, if it cannot be decoded.
+        """
         try:
             return self.decode(entry)
         except ValueError as error:
@@ -41,13 +66,20 @@ class Encoding(NamedTuple):
 
 
 def find_encoding(name: str) -> Encoding:
-    """The encoding called `name`; ValueError if there is none."""
+    """The encoding called `name`.
+
+    Raises ValueError unless that is "binary", "utf-8" or "json".
+
+    >>> find_encoding("json").encode({"a": 1})
+    b'{"a":1}'
+    """
     if isinstance(name, str) and name in _ENCODINGS:
         return _ENCODINGS[name]
     raise ValueError(f"value_encoding is one of {', '.join(map(repr, _ENCODINGS))}, not {name!r}")
 
 
 def _encode_binary(entry: bytes | str) -> bytes:
+    """The bytes of `entry`, of a str its UTF-8, as the original stores a string."""
     if isinstance(entry, bytes):
         return entry
     if isinstance(entry, str):
@@ -62,13 +94,18 @@ def _encode_utf8(entry: str) -> bytes:
 
 
 def _decode_utf8(entry: bytes) -> str:
+    """The text in `entry`. As in the original, U+FFFD stands for what is not UTF-8."""
     return entry.decode(errors="replace")
 
 
 def _encode_json(entry: Any) -> bytes:
-    # As JSON.stringify writes it: no blanks, lone surrogates escaped. NaN and the infinities, of
-    # which it makes null, are a ValueError, so that nothing gets lost.
-    import json  # only here: a program without JSON entries need not load it
+    """The JSON of `entry`, as JSON.stringify writes it: no blanks, and lone surrogates escaped.
+
+    JSON.stringify writes NaN and the infinities as null. Here they are a ValueError, so that
+    nothing gets lost.
+    """
+    # Only here and below, because a program without JSON entries need not load it.
+    import json
 
     try:
         text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -79,18 +116,22 @@ def _encode_json(entry: Any) -> bytes:
 
 
 def _decode_json(entry: bytes) -> Any:
+    """The value in the JSON `entry`. Raises ValueError if it is not JSON."""
     import json
 
     try:
+        # Python would read NaN and Infinity, which are not JSON, so they are refused.
         return json.loads(_decode_utf8(entry), parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError(f"too deep for JSON: {error}") from None
 
 
 def _refuse(constant: str) -> None:
+    """Refuse the name of a number that is none: NaN, Infinity or -Infinity."""
     raise ValueError(f"{constant} is not JSON")
 
 
+# By name. `binary` decodes with `bytes`, which returns the very same object.
 _ENCODINGS = {
     "binary": Encoding("binary", _encode_binary, bytes),
     "utf-8": Encoding("utf-8", _encode_utf8, _decode_utf8),
