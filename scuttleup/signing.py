@@ -69,16 +69,23 @@ from typing import Any, NamedTuple
 from .changes import Run
 from .errors import ScuttleupError
 
+# Every signed log has an id that begins like this. An id that does so and is no key is "odd".
 PREFIX = "ed25519."
-KEY_BYTES = 32  # a secret key, which is a seed that the signing key is made from; a public one, too
+# Of a secret key, which is the seed that the signing key is made from, and of a public key.
+KEY_BYTES = 32
+# Of a SHA-256.
 LINK_BYTES = 32
+# Of an Ed25519 signature.
 SIGNATURE_BYTES = 64
-# What a signed entry has behind the entry itself. `check` counts on the order.
+# A signed entry ends with the link and then the signature. `check` counts on this order.
 TRAILER_BYTES = LINK_BYTES + SIGNATURE_BYTES
+# The link of the first entry, which has nothing before it.
 FIRST_LINK = bytes(LINK_BYTES)
 
+# Where the link stands in a stored entry.
 _LINK = slice(-TRAILER_BYTES, -SIGNATURE_BYTES)
-# Sets what is signed here apart from anything else that the same key may sign.
+# Stands before all that is signed here, so that no signature of this package means anything
+# elsewhere, and none that the same key makes elsewhere means anything here.
 _CONTEXT = b"scuttleup\0"
 
 
@@ -157,14 +164,17 @@ def follows(seq: int, stored: bytes, link: bytes | None) -> bool:
 class Signer:
     """Makes the entries of the log that belongs to one secret key.
 
-    `key` is the secret key, 32 random bytes; `id` is the id of its log. One key is for one log in
-    one database: two of them would sign two entries with one number, which is a fork.
+    `key` is the secret key, 32 random bytes, and `id` is the id of its log. Use one key for one log
+    in one database: two of them would sign two entries with one number, which is a fork, and peers
+    refuse what follows a fork.
 
     Raises TypeError or ValueError, which do not show the key, if `key` is not 32 bytes, and
     ScuttleupError if PyNaCl is not installed.
 
     >>> signer = Signer(bytes(range(32)))
+
     >>> stored, link = signer.seal(1, [b"hello", b"world"], FIRST_LINK)
+
     >>> check(Run(signer.id, 1, stored), FIRST_LINK).proven
     2
     """
@@ -187,7 +197,7 @@ class Signer:
         of them, which is what the next call needs.
         """
         # 22 µs each, of which libsodium takes 20. One hash state serves both for what is signed and
-        # for the next link, so that an entry is hashed once.
+        # for the next link, so each entry is hashed only once.
         sealed = []
         for seq, entry in enumerate(entries, first):
             linked = entry + link
@@ -227,17 +237,22 @@ def check(run: Run, link: bytes | None) -> Checked:
     if key is None:
         raise ValueError(f"not the id of a signed log: {peer!r}")
 
-    # All hashes, then all links, in loops of C: 1.3 million entries a second in runs of 250.
+    # First all hashes and then all links, each in a loop in C: 1.3 million entries a second in runs
+    # of 250. `linked` says of each entry whether it has the link that it must have.
     hashes = [sha256(stored).digest() for stored in entries]
     linked = [follows(first, stored, link) for stored in entries[:1]]
     linked += map(eq, [stored[_LINK] for stored in entries[1:]], hashes)
+    # So that there is always an entry at which the links end: perhaps one behind the last.
     linked.append(False)
     proven = linked.index(False)
 
-    @cache  # so that a forged entry, which is asked about up to three times, costs one look
+    # A forged entry is asked about up to three times and costs one look.
+    @cache
     def authentic(index: int) -> bool:
         return _is_signature(key, first + index, entries[index])
 
+    # The signature of the last linked entry vouches for all before it. If it is wrong, it says
+    # nothing of them, and each is looked at by itself.
     if proven and not authentic(proven - 1):
         proven = next(index for index in range(proven) if not authentic(index))
     fault = None
@@ -248,7 +263,10 @@ def check(run: Run, link: bytes | None) -> Checked:
 
 
 def _signed(seq: int, digest: bytes) -> bytes:
-    """What the signature of entry `seq` is over; `digest` is the SHA-256 of entry and link."""
+    """What the signature of entry `seq` is made over.
+
+    `digest` is the SHA-256 of the entry and its link, so what is signed is always 50 bytes long.
+    """
     return _CONTEXT + seq.to_bytes(8, "big") + digest
 
 
@@ -276,7 +294,11 @@ def pynacl_installed() -> bool:
 
 
 def _nacl() -> Any:
-    """The module `nacl` with all that is used of it. Where it is loaded, this takes 0.5 µs."""
+    """The module `nacl` with all that is used of it.
+
+    Raises ScuttleupError, which says how to install it, if it is missing. Once it is loaded, a call
+    takes 0.5 µs.
+    """
     try:
         import nacl.bindings
         import nacl.exceptions
