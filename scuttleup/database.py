@@ -58,14 +58,17 @@ from typing import Any
 
 from .errors import DamagedDatabase, DatabaseError, ScuttleupError
 
-# Usually one of the two is installed. A program may have both, and hand us a database of either.
+# Every binding that is installed. Usually that is one. A program may have both, and hand us a
+# database of either.
 _BINDINGS = [import_module(name) for name in ("plyvel", "plyvel_next") if find_spec(name)]
 if not _BINDINGS:
     raise ImportError("scuttleup needs a binding of LevelDB: pip install plyvel-next, or plyvel")
-binding = _BINDINGS[-1]  # the one that `open` uses
+# The one that `open` uses.
+binding = _BINDINGS[-1]
 
-# How LevelDB's bytes are text, see "File names" above. "mbcs" is the code page of this Windows.
 _ON_WINDOWS = sys.platform == "win32"
+# How a str becomes the bytes of a file name that LevelDB takes: see "File names" above. "mbcs" is
+# the code page of this Windows.
 _ENCODING = "mbcs" if _ON_WINDOWS else sys.getfilesystemencoding()
 _ON_ERROR = "strict" if _ON_WINDOWS else sys.getfilesystemencodeerrors()
 
@@ -74,10 +77,11 @@ class Unreadable(Exception):
     """What is stored cannot be read, for the reason that it gives. It never leaves the package."""
 
 
-# What may come out of a read or a write. A RuntimeError is what the binding raises when the
-# database was closed.
+# What may come out of a read or a write. The binding raises a RuntimeError when the database was
+# closed.
 ERRORS = (OSError, RuntimeError, Unreadable, *(binding.Error for binding in _BINDINGS))
 
+# The two reasons why a database can refuse to be used.
 _CLOSED = "these logs are closed"
 _FORKED = "these logs were opened in another process, before a fork: open them again in this one"
 
@@ -85,28 +89,42 @@ _FORKED = "these logs were opened in another process, before a fork: open them a
 # folder "lost+found".
 _DEBRIS = {"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp", "lost+found"}
 _DEBRIS |= {"signing.key", "signing.key.new"}
+# The names of files that only LevelDB makes.
 _OF_LEVELDB = re.compile(r"MANIFEST-\d+|\d+\.(log|ldb|sst|dbtmp)")
 
+# Every `Database` of this process, by its id().
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
-_forks = 0  # how many forks lie between the first process and this one
-_inherited: set[int] = set()  # the id() of every LevelDB that was open at one of them
+# How many forks lie between the first process and this one.
+_forks = 0
+# The id() of every LevelDB that was open at one of these forks. None of them is ever freed, so no
+# other object gets the same id().
+_inherited: set[int] = set()
 
 
 class Database:
-    """An open LevelDB: `db` is one of the binding, or a prefixed one.
+    """An open LevelDB, with the locks and the errors that its binding lacks.
 
-    `path` is what the user calls it. `owned` says whether `close` closes it.
+    `db` is an object of the binding, or a prefixed one. `path` is what the user calls it, and
+    stands in every error. `owned` says whether `close` closes `db`.
+
+    Use it like this, with `writes` in place of `reads` to write:
+
+        with database.reads, database as db:
+            db.get(key)
     """
 
     def __init__(self, db: Any, path: str | None = None, *, owned: bool = False) -> None:
         self.db = db
-        self._whole = getattr(db, "db", db)  # of a prefixed one
+        # The LevelDB itself, where `db` is only a prefixed part of it.
+        self._whole = getattr(db, "db", db)
         name = _decode(self._whole.name)
         self.path = path or name
-        self.folder = os.path.realpath(name)  # wherever the process goes later
+        # The real path, which stays right wherever the process goes later.
+        self.folder = os.path.realpath(name)
         self._owned = owned
-        # Why it cannot be used (any more).
+        # Why the database cannot be used, or None as long as it can.
         self.refusal = _FORKED if id(self._whole) in _inherited else None
+        # Whoever uses LevelDB holds one of the two. `close` takes both once.
         self.reads = threading.RLock()
         self.writes = threading.RLock()
         _databases[id(self)] = self
@@ -120,13 +138,16 @@ class Database:
             raise ScuttleupError(self.refusal)
         return self.db
 
-    __enter__ = ready  # `with database.reads, database as db:` also puts errors in words
+    # `with database.reads, database as db:` is how to read. It also puts errors in words.
+    __enter__ = ready
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise an error of LevelDB once more, as a DatabaseError with the path and the reason."""
         if isinstance(error, RuntimeError) and "closed" not in str(error):
             return  # not the binding's
         if isinstance(error, ERRORS):
-            # Not by way of a variable: the error knows this frame, so they would keep each other.
+            # No variable holds the new error. The error refers to this frame, so a variable of the
+            # frame would keep both in memory.
             raise self.error(error) from error
 
     @property
@@ -135,12 +156,13 @@ class Database:
         return self.refusal is _CLOSED
 
     def error(self, error: Exception) -> ScuttleupError:
-        """What to raise for `error`, one of ERRORS."""
+        """The exception to raise in place of `error`, which is one of ERRORS."""
         if isinstance(error, RuntimeError):
             if self.refusal is not None:
                 return ScuttleupError(self.refusal)
             return DatabaseError(f"{self.path} was closed while these logs were in use")
         if isinstance(error, ValueError):  # something that is stored is not what it should be
+            # Something that is stored is not what it should be.
             return DatabaseError(f"{self.path} cannot be used: {error}")
         if isinstance(error, Unreadable):
             return DamagedDatabase(f"{self.path} is damaged: {error}")
@@ -149,9 +171,10 @@ class Database:
         return _in_words(self.path, error, "; if this stays so, close it and open it again")
 
     def close(self) -> None:
-        """Refuse every use from now on, wait for those under way, close what is owned.
+        """Refuse every use from now on, wait for those under way, and close what is owned.
 
-        In a child process it does nothing.
+        Closing it again does nothing. In a child process this does nothing at all, since the files
+        belong to the parent.
         """
         if self.refusal is _FORKED:
             return
@@ -170,16 +193,20 @@ class Database:
     def sync_older_journals(self) -> None:
         """Bring every journal but the newest to the disk.
 
-        A synced write makes LevelDB sync the journal that it writes at that moment. A journal that
-        it has just left lies there, perhaps still unsynced, until its entries are in a table.
+        A synced write makes LevelDB sync the journal that it writes at that moment. The journal
+        before that one stays in the folder until its entries are in a table, and it may be unsynced
+        until then. A journal is a file `*.log`, see doc/log_format.md of LevelDB.
         """
         for journal in self._journals()[:-1]:
-            with suppress(FileNotFoundError):  # LevelDB has all of it in a synced table now
+            # A file that is gone does not matter: LevelDB has all of it in a synced table.
+            with suppress(FileNotFoundError):
                 _sync(journal, os.O_RDWR)
 
     def _journals(self) -> list[str]:
+        """The paths of LevelDB's journals, the newest one last."""
         names = [name for name in os.listdir(self.folder) if name.endswith(".log")]
-        names.sort(key=lambda name: (len(name), name))  # six digits, or more
+        # The names are numbers of six digits, or more.
+        names.sort(key=lambda name: (len(name), name))
         return [os.path.join(self.folder, name) for name in names]
 
     def sync_folders(self) -> None:
@@ -191,7 +218,10 @@ class Database:
                 _sync(folder, os.O_RDONLY)
 
     def read_file(self, name: str) -> bytes | None:
-        """What the file `name` beside those of LevelDB holds; None if there is none."""
+        """The contents of the file `name` in the database's folder; None if there is none.
+
+        At most 1,024 bytes are read.
+        """
         with suppress(FileNotFoundError), open(os.path.join(self.folder, name), "rb") as file:
             return file.read(1024)
         return None
@@ -204,8 +234,9 @@ class Database:
         """
         path = os.path.join(self.folder, name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        flags |= getattr(os, "O_BINARY", 0)  # else Windows writes two bytes for the byte 10
-        # Under another name first, so that there is never half a file.
+        # Without this flag, Windows writes two bytes for the byte 10.
+        flags |= getattr(os, "O_BINARY", 0)
+        # The file gets its name when it is complete, so there is never half a file of that name.
         file = os.open(path + ".new", flags, 0o600)
         try:
             os.write(file, data)
@@ -221,27 +252,35 @@ class Database:
         Raises DatabaseError unless there is room on the disk for that. LevelDB would refuse every
         further write if it tried and failed.
         """
-        from tempfile import TemporaryFile  # only here: few programs ever come here
+        # Only here, because few programs ever come here.
+        from tempfile import TemporaryFile
 
         held = sum(map(os.path.getsize, self._journals()))
         with TemporaryFile(dir=self.folder) as probe:
-            probe.write(bytes(held + (64 << 10)))  # and some for an index and a new journal
+            # The rest is for an index and for the new journal.
+            probe.write(bytes(held + (64 << 10)))
             probe.flush()
             os.fsync(probe.fileno())
-        # A compaction of a range without entries does it.
+        # A compaction makes LevelDB save what it holds, even of a range without entries, as here.
         self._whole.compact_range(start=b"\xff", stop=b"\xff")
 
 
 def _live_databases() -> list[Database]:
+    """Every `Database` that is still in use.
+
+    The list is made in one step, so other threads may open and close databases meanwhile.
+    """
     return [database for ref in _databases.valuerefs() if (database := ref())]
 
 
 def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     """Open the LevelDB at `path`, with every check that LevelDB has.
 
-    A new one is made where there is nothing, where the folder is empty, and where only the debris
-    of a first run that was killed lies. Everything else is refused with a DatabaseError that
-    names the path and the reason, and nothing is created or deleted then.
+    A new one is made where there is nothing, where the folder is empty, and where there are only
+    files that a first run left when it was killed. Everything else is refused with a DatabaseError
+    that names the path and the reason. Nothing is created or deleted in that case.
+
+    Raises ValueError if `path` cannot be a path.
     """
     path = os.fsdecode(path)
     if not path or "\0" in path:
@@ -250,6 +289,10 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     # LevelDB still counts as open here what the parent had open under that name; under another name
     # it asks the system instead.
     try:
+        # LevelDB gets the real path, because a relative one would move with the working directory.
+        # After a fork, LevelDB still counts as open in this process what the parent had open under
+        # that name. So each fork adds "/." to the name: the path is the same, the name is not, and
+        # LevelDB asks the operating system instead.
         parent, name = os.path.split(os.path.realpath(path))
         whole_name = os.path.join(parent + "/." * _forks, name).encode(_ENCODING, _ON_ERROR)
     except UnicodeEncodeError as error:
@@ -271,20 +314,25 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
 def _is_open_here(path: str) -> bool:
     """Whether a `Database` of this process has the folder `path` open, under whatever name.
 
-    LevelDB finds out itself in most cases, and is asked after this. It does not know what the other
-    binding has open, nor that "Logs.db" may be "logs.db". On Windows it does not tell this process
-    from others.
+    LevelDB finds this out itself in most cases. It does not know what the other binding has open,
+    nor that "Logs.db" may be "logs.db", and on Windows it does not tell this process from others.
     """
     for database in _live_databases():
         if database.refusal is not _FORKED and not database._whole.closed:
             with suppress(OSError):  # its folder was moved or deleted, or there is none at `path`
+                # An OSError says that one of the two folders is not there, so they are not the
+                # same.
                 if os.path.samefile(path, database.folder):
                     return True
     return False
 
 
 def _is_new(path: str) -> bool:
-    """Whether a database may be made at `path`. Raises DatabaseError if there is something else."""
+    """Whether a database may be made at `path`; False if one is there already.
+
+    Raises DatabaseError if there is something else, or only a part of a database. CURRENT names the
+    file that LevelDB begins with, a MANIFEST (see doc/impl.md of LevelDB).
+    """
     try:
         names = set(os.listdir(path))
     except FileNotFoundError:
@@ -313,6 +361,11 @@ def _is_new(path: str) -> bool:
 
 
 def _in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
+    """The DatabaseError to raise for `error`, which is the system's or LevelDB's.
+
+    It has the path, the reason, and the `advice`. LevelDB's messages look like "IO error: lock
+    /a/b/LOCK: already held by process": the kind, where it happened, and the reason.
+    """
     if isinstance(error, OSError) and error.strerror:  # the system's own error, not LevelDB's
         name = f"{os.path.basename(os.fsdecode(error.filename))}: " if error.filename else ""
         return DatabaseError(f"{path} cannot be used: {name}{error.strerror}{advice}")
@@ -336,18 +389,23 @@ def _is_held(context: str, reason: str) -> bool:
 
         # Sharing violation and lock violation, in the language of this Windows.
         return reason in [FormatError(code).rstrip(". \r\n") for code in (32, 33)]
-    # The same reason without "lock " is about opening the file, which is about permissions.
+    # Without "lock ", the same reason is about opening the file, so about permissions.
     held = map(os.strerror, (errno.EAGAIN, errno.EACCES))
     return context.startswith("lock ") and reason in held
 
 
 def _decode(data: str | bytes) -> str:
-    """What LevelDB says, or the name that it was given, as text."""
+    """What LevelDB says, or the name that it was given, as text.
+
+    A str becomes bytes first, because the bindings decode with `fsdecode`, which is wrong on
+    Windows.
+    """
     # Of a str the bindings make what `fsencode` makes of it.
     return os.fsencode(data).decode(_ENCODING, "replace" if _ON_WINDOWS else _ON_ERROR)
 
 
 def _sync(path: str, flags: int) -> None:
+    """Bring the file or the folder at `path` to the disk. Raises OSError if that fails."""
     file = os.open(path, flags)
     try:
         _sync_file(file)
@@ -372,11 +430,13 @@ def _sync_file(file: int) -> None:
 
 
 def _after_fork() -> None:
+    """Refuse, in a child process, everything that the parent had open."""
     global _forks
     _forks += 1
     databases = _live_databases()
     for database in databases:
         database.refusal = _FORKED
+        # Another thread of the parent may have held the locks, and there is no such thread here.
         database.reads, database.writes = threading.RLock(), threading.RLock()
     if databases:
         import ctypes
