@@ -1,13 +1,28 @@
 """Everything that is read from LevelDB in order: runs of entries, and the heads of all logs.
 
+Theory of operation
+-------------------
+
+Nothing is remembered here. Each public function gets an open LevelDB whose lock the caller holds,
+reads from it, and closes its iterator before it returns. An iterator shows LevelDB as it was when
+the iterator was made, so an entry that is deleted meanwhile does no harm.
+
 How damage is told from the end
 -------------------------------
 
-A block of a table that cannot be read is skipped by LevelDB's iterator, which remembers the error.
-The binding raises that error at the next key, but not if there is no further key: then the
+LevelDB's iterator skips a block of a table that cannot be read, and remembers the error. The
+binding raises that error at the next key. If there is no further key it raises nothing: then the
 iteration ends as if there were nothing more. So an iteration that ended is complete only if there
-was a further key. There always is one, because the key of the id sorts after all others: a scan
-goes on up to that key, and a read of a part of a log, which has its end before, looks it up.
+was a further key. There always is one, because the key of the id sorts after all others. A scan of
+all logs goes on up to that key. A read of one log stops before, and therefore looks that key up.
+
+How gaps are found
+------------------
+
+Entries can be deleted, so a log may lack some numbers. The keys of a log are in order and no two
+are the same. So if n keys were read from number a + 1 on, and the last one has the number a + n,
+then there is no gap, and no other key needs to be looked at. Only if it has another number, every
+key is.
 """
 
 from __future__ import annotations
@@ -32,26 +47,33 @@ from .keys import (
 )
 from .limits import RUN_BYTES, RUN_ENTRIES
 
-# So many keys of a log are read one by one, 0.5 µs each, before a seek to its last, 8 µs: where
-# there are very many logs, most are short.
+# `load_heads` reads this many keys of a log one by one, 0.5 µs each, before it seeks to the last
+# key of that log, which takes 8 µs. Where there are very many logs, most of them are short.
 STEPS = 8
-# So many entries are got one by one, 0.9 µs each, where an iterator takes 4 µs to begin with.
+# This many entries are got one by one, 0.9 µs each. An iterator takes 4 µs to begin with.
 FEW = 4
+# What is wrong with a database in which an iteration ended before the key of the id.
 _CUT_SHORT = "a part of it cannot be read"
 
 
 def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int]:
-    """Read some entries of `peer` above number `after`, up to `last`.
+    """Read some entries of `peer` above number `after`, up to number `last`.
 
     Returns them, cut into runs without gaps, and the number up to which the log has now been read;
-    that is `last` when there is no more. About RUN_ENTRIES entries are read at the most, and no
-    further one once there are RUN_BYTES. Nothing is read that belongs to another log.
+    that is `last` when there is no more. At most about RUN_ENTRIES entries are read, and no further
+    one once there are RUN_BYTES. Nothing is read that belongs to another log.
+
+    Raises Unreadable, or an error of the binding, if a part of the log cannot be read.
+
+    >>> read_runs(db, "foobar", 0, 5)  # number 3 was deleted
+    ([Run("foobar", 1, [b"one", b"two"]), Run("foobar", 4, [b"four", b"five"])], 5)
     """
     prefix = log_prefix(peer)
     if last - after <= FEW:
         return _get_few(db, peer, prefix, after, last)
     wanted = min(RUN_ENTRIES, last - after)
     entries: list[bytes] = []
+    # How many bytes may still be read.
     room = RUN_BYTES
     key = b""
     with db.iterator(
@@ -65,13 +87,14 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
             room -= len(entry)
             if room <= 0:
                 break
+        # Whether the iteration ended by itself, before it had read all that it may.
         ended = len(entries) < wanted and room > 0
         if ended:
             _check_end(db)
-        # Keys are in order and no two are the same. So if the last one has the number that it has
-        # without gaps, there is no gap. To look at each key would take a fifth of the time.
+        # See "How gaps are found" above. To look at each key would take a fifth of the time.
         if key == prefix + pack_seq(after + len(entries)):
             return [Run(peer, after + 1, entries)], last if ended else after + len(entries)
+        # There are gaps, so the same entries are read again, this time with their numbers.
         pairs.seek_to_start()
         runs, after = _cut_at_gaps(peer, pairs, len(prefix), len(entries))
     if not after:
@@ -80,7 +103,10 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
 
 
 def _get_few(db: Any, peer: str, prefix: bytes, after: int, last: int) -> tuple[list[Run], int]:
-    """The first run of `peer` above `after` up to `last`, as `read_runs` returns it."""
+    """The first run of `peer` above `after` up to `last`, as `read_runs` returns it.
+
+    It ends at the first gap: what comes after that is for the next call.
+    """
     entries: list[bytes] = []
     room = RUN_BYTES
     for seq in range(after + 1, last + 1):
@@ -98,12 +124,17 @@ def _get_few(db: Any, peer: str, prefix: bytes, after: int, last: int) -> tuple[
 def _cut_at_gaps(
     peer: str, pairs: Iterable[tuple[bytes, bytes]], prefix_size: int, wanted: int
 ) -> tuple[list[Run], int]:
-    """The runs in the first `wanted` pairs, and the last number in them, 0 if there is no more."""
+    """The runs in the first `wanted` pairs, and the last number in them; 0 if there is no more.
+
+    `pairs` are keys and entries in order. The number in a key begins after `prefix_size` bytes.
+    """
     runs: list[Run] = []
     entries: list[bytes] = []
     seq = 0
     for count, (key, entry) in enumerate(pairs, 1):
-        with suppress(ValueError):  # the original stores ids that hold U+00FF, but loses them
+        # What is no number belongs to an id with U+00FF, which the original stores but cannot find
+        # again.
+        with suppress(ValueError):
             before, seq = seq, unpack_seq(key[prefix_size:])
             if seq != before + 1 or not entries:
                 runs.append(Run(peer, seq, entries := []))
@@ -114,12 +145,16 @@ def _cut_at_gaps(
 
 
 def _check_end(db: Any) -> None:
+    """Raise Unreadable if the key of the id, which sorts after all entries, cannot be found."""
     if db.get(ID, verify_checksums=True) is None:
         raise Unreadable(_CUT_SHORT)
 
 
 def load_id(db: Any) -> str | None:
-    """The id that is stored, None in a new database."""
+    """This peer's id as it is stored; None in a new database.
+
+    Raises Unreadable if what is stored cannot be an id.
+    """
     stored = db.get(ID, verify_checksums=True)
     try:
         return None if stored is None else check_peer(stored.decode())
@@ -128,10 +163,16 @@ def load_id(db: Any) -> str | None:
 
 
 def load_heads(db: Any) -> dict[str, int]:
-    """Every log's last number, whether or not that entry was deleted."""
+    """Every log's last number, whether or not that entry was deleted.
+
+    However long a log is, a few keys and one seek find its head. Raises Unreadable if a part of the
+    database cannot be read, because a head that was missed would let a number be given out twice.
+    """
     heads: dict[str, int] = {}
     with _scan(db, CHANGES, values=False) as keys:
-        prefix = b"\xff"  # of the log that we are in; no UTF-8 holds that byte
+        # The beginning of the keys of the log that is being read. No UTF-8 holds this byte, so the
+        # first key begins a log.
+        prefix = b"\xff"
         steps = 0
         for key in keys:
             if not key.startswith(prefix):
@@ -143,9 +184,9 @@ def load_heads(db: Any) -> dict[str, int]:
             elif steps == STEPS:
                 key = _leap_over_log(keys, prefix, key)
             steps += 1
-            # What is not a number of a log belongs to an id that the original stored but cannot
-            # find again, as it holds U+00FF or more: "us\xff05" sorts into the log of "us".
             with suppress(ValueError):
+                # What is not a number of this log belongs to an id that holds U+00FF or more, which
+                # the original stores but cannot find again: "us\xff05" sorts into the log of "us".
                 heads[check_peer(name.decode())] = unpack_seq(key[len(prefix) :])
         else:
             raise Unreadable(_CUT_SHORT)
@@ -164,14 +205,17 @@ def load_heads(db: Any) -> dict[str, int]:
 
 
 def _scan(db: Any, start: bytes, *, values: bool = True) -> Any:
-    """An iterator from `start` to the key of the id."""
+    """An iterator over the keys from `start` to the key of the id, with or without the values."""
     return db.iterator(
         start=start, stop=ID, include_stop=True, include_value=values, verify_checksums=True
     )
 
 
 def _leap_over_log(keys: Any, prefix: bytes, key: bytes) -> bytes:
-    """The last key under `prefix`, or `key` if that one has no number; `keys` goes on behind it."""
+    """Return the last key under `prefix`, and have `keys` go on behind it.
+
+    If that key has no number, return `key`, the one that was read last, and go on behind that.
+    """
     keys.seek(prefix + b"\xff")
     try:
         last: bytes = keys.prev()
@@ -181,5 +225,6 @@ def _leap_over_log(keys: Any, prefix: bytes, key: bytes) -> bytes:
     except ValueError:
         keys.seek(key + b"\0")
         return key
-    next(keys, None)  # `last` once more
+    # After `prev`, the iterator would give `last` once more.
+    next(keys, None)
     return last
