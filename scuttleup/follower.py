@@ -40,35 +40,47 @@ from .database import Database
 from .limits import NEWS
 from .scan import read_runs
 
-Span = tuple[str, int, int]  # peer, after, last
+# Entries of one log: the peer, the number before the first of them, and the number of the last.
+Span = tuple[str, int, int]
 
 
 class News:
-    """The last NEWS spans that were stored, who follows, and who is to be told of the next one."""
+    """The last NEWS spans that were stored, who follows, and who waits for the next one.
+
+    There is one of these for a store. Only `add`, `forget` and the wakers are called by a writer,
+    under the store's lock `writes`. Everything else may be called at the same time by any reader.
+    """
 
     def __init__(self) -> None:
-        # Span number n is in place n % NEWS, with its n, as long as no later one is.
+        # The span with number n is in place n % NEWS, together with its n, until a later one takes
+        # the place.
         self._ring: list[tuple[int, Span]] = [(-1, ("", 0, 0))] * NEWS
-        self.end = 0  # the number that the next span gets
-        # By id(). Weak, so that a follower that is dropped is gone; not a WeakSet, since to ask
-        # one whether it is empty costs an append 4 %.
-        self.followers: dict[int, weakref.ref[Follower]] = {}  # those that are live
-        self.others: dict[int, weakref.ref[Follower]] = {}  # those that are not
-        self.waiting: dict[int, weakref.ref[Follower]] = {}  # those of them that had everything
+        # The number that the next span gets.
+        self.end = 0
+        # The live followers, by id(). The references are weak, so a follower that is dropped is
+        # gone. This is not a WeakSet, because asking one whether it is empty costs an append 4 %.
+        self.followers: dict[int, weakref.ref[Follower]] = {}
+        # The followers that are not live. They are woken only at the end.
+        self.others: dict[int, weakref.ref[Follower]] = {}
+        # Those of the live ones that have had everything and are to be woken by the next news.
+        self.waiting: dict[int, weakref.ref[Follower]] = {}
 
     def add(self, peer: str, after: int, last: int) -> None:
-        """LevelDB has the entries of `peer` above `after` up to `last`."""
+        """Record that LevelDB has the entries of `peer` above `after` up to number `last`."""
         self._ring[self.end % NEWS] = (self.end, (peer, after, last))
         self.end += 1
 
     def forget(self) -> None:
-        """Make every live follower start over, because it is not known what was stored."""
+        """Make every live follower start over, because it is not known what was stored.
+
+        The numbers go on behind more spans than are recorded, so each follower has missed some.
+        """
         self.end += NEWS + 1
 
     def since(self, position: int) -> tuple[list[Span] | None, int]:
-        """The spans from number `position` on, one a peer, and the number after the last.
+        """The spans from number `position` on, joined to one a peer, and the number after the last.
 
-        None if some of them are no longer recorded.
+        The first of the two is None if some of these spans are no longer recorded.
         """
         end = self.end
         if end - position > NEWS:
@@ -82,7 +94,7 @@ class News:
         return list(spans.values()), end
 
     def wake(self) -> None:
-        """Wake those who had had everything."""
+        """Wake those who had had everything, and let them say anew that they wait."""
         if not self.waiting:
             return
         waiting, self.waiting = self.waiting, {}
@@ -99,6 +111,7 @@ class News:
 
 
 def _ring_all(followers: dict[int, weakref.ref[Follower]]) -> None:
+    """Wake each of these followers that is still there."""
     for ref in list(followers.values()):
         if follower := ref():
             follower.ring()
@@ -107,9 +120,12 @@ def _ring_all(followers: dict[int, weakref.ref[Follower]]) -> None:
 class Follower:
     """What one reader has not had yet, in the order of `spans`; then, if `live`, the news.
 
-    `heads` is the store's: each log's last number. `since` may be raised by the reader, who then
-    does not get what it says. `wake` is called, from any thread and in the middle of a write, when
-    there is something to read again for a reader that has had everything, and at the end.
+    `heads` is the store's dict of each log's last number. `since` says what the reader has had of
+    each log. It is raised as entries are read, and the reader may raise it, too, to be spared what
+    it got elsewhere. `wake` is called, from any thread and in the middle of a write, when a reader
+    that has had everything has something to read again, and at the end.
+
+    One reader at a time may use it. `close` may be called from anywhere.
     """
 
     def __init__(
@@ -126,14 +142,21 @@ class Follower:
         self._database = database
         self._heads = heads
         self._news = news
-        self._position = news.end  # in the news: all below it are in `spans` or are not wanted
+        # The number up to which the news was taken: what is below it is in `spans`, or is not
+        # wanted.
+        self._position = news.end
         self._since = since
-        self._spans: Iterator[Span] | None = iter(spans)  # not begun yet; None when all were read
-        self._span: Span = ("", 0, 0)  # the one that is being read, above its second number
-        self._runs: list[Run] = []  # read from LevelDB and not given out yet, the next one last
+        # The spans that have not been begun yet; None when all of them were read.
+        self._spans: Iterator[Span] | None = iter(spans)
+        # The span that is being read. What remains of it is above its second number.
+        self._span: Span = ("", 0, 0)
+        # Runs that were read from LevelDB and not given out yet, the next one last.
+        self._runs: list[Run] = []
         self._live = live
         self._wake = wake
+        # Whether `close` was called.
         self._closed = False
+        # The weak reference removes itself from the dict when the follower is dropped.
         followers, key = news.followers if live else news.others, id(self)
         followers[key] = weakref.ref(self, lambda ref: followers.pop(key, None))
 
@@ -150,9 +173,9 @@ class Follower:
     def read(self) -> Run | None:
         """The next run of entries; None when there is nothing now, and after the end.
 
-        Raises DatabaseError, and then every time, because what is damaged must not look like the
-        end. Raises ScuttleupError if the logs were closed before a follower that is not live had
-        everything, and in a child process.
+        Raises DatabaseError if the database cannot be read, and raises it again at every further
+        call, because what is damaged must not look like the end. Raises ScuttleupError if the logs
+        were closed before a follower that is not live had everything, and in a child process.
         """
         database = self._database
         with database.reads:
@@ -162,16 +185,18 @@ class Follower:
                 return self._read(db)
 
     def _read(self, db: Any) -> Run | None:
+        """Read on: in the current span, else in the next one, else in the news."""
         while not self._runs:
             peer, after, last = self._span
             if after < last:
                 runs, after = read_runs(db, peer, after, last)
-                # One statement, between whose parts no Ctrl-C comes.
+                # One statement, so that a Ctrl-C comes before both are changed or after.
                 self._runs, self._span = runs[::-1], (peer, after, last)
                 if after == last:
                     self._since[peer] = max(last, self._since.get(peer, 0))
             elif self._spans and (span := next(self._spans, None)):
                 peer, after, last = span
+                # What the reader has had since the span was recorded is left out.
                 known = self._since.get(peer, 0)
                 self._span = span if known <= after else (peer, known, last)
             elif not self._live or self._nothing_new():
@@ -180,15 +205,15 @@ class Follower:
         return self._runs.pop()
 
     def _nothing_new(self) -> bool:
-        """Take the news as the next spans; True if there are none, and then wait for some."""
+        """Take the news as the next spans; if there are none, wait for some and return True."""
         if self._position == self._news.end:
             self._news.waiting[id(self)] = self._news.followers[id(self)]
             if self._position == self._news.end:
                 return True
         spans, self._position = self._news.since(self._position)
         if spans is None:
-            # The position is taken and the heads are read after it: what is stored meanwhile is
-            # in both, and `since` leaves it out the second time.
+            # The position was taken before and the heads are read only now. What is stored in
+            # between is in both, and `since` leaves it out the second time.
             heads = list(self._heads.items())
             self._spans = ((peer, 0, head) for peer, head in heads)
         else:
@@ -196,8 +221,8 @@ class Follower:
         return False
 
     def ring(self) -> None:
-        """Wake the reader."""
-        # Suppressed, because the entry is stored: an append that raised would be done again. A
+        """Wake the reader. This never raises."""
+        # The entry is stored, so an append must not raise here: its caller would append it again. A
         # reader whose event loop is closed has no use for the entry.
         with suppress(Exception):
             self._wake()
