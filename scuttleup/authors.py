@@ -43,14 +43,15 @@ from .signing import (
     pynacl_installed,
 )
 
+# The file in the database's folder that holds the secret key, 32 bytes.
 KEY_FILE = "signing.key"
 
 
 class Authors:
-    """Who wrote what.
+    """Signs our own entries, and finds out which entries of others are their author's.
 
-    `id` is our own log, `key` its secret key, if it is signed and we have it. With `only_signed` no
-    other log is taken that is not signed.
+    `id` is our own log. `key` is its secret key, or None if the log is not signed or the key is not
+    here. With `only_signed`, no log of others is taken that is not signed.
     """
 
     def __init__(self, database: Database, id: str, key: bytes | None, only_signed: bool) -> None:
@@ -58,14 +59,16 @@ class Authors:
         self._id = id
         self._key = key
         self._only_signed = only_signed
-        self._signer: Signer | None = None  # made when the first entry is signed
-        # The number of our newest entry and the link after it, from the last time we signed.
+        # Made when the first entry is signed, as that needs PyNaCl and the check in `_make_signer`.
+        self._signer: Signer | None = None
+        # The number of our newest entry and the link after it, from the last time that we signed.
         self._newest: tuple[int, bytes] | None = None
 
     def seal(self, head: int, entries: list[bytes]) -> list[bytes]:
-        """Our own entries from number `head` + 1 on, as they are stored.
+        """Our own `entries`, from number `head` + 1 on, as they are stored.
 
-        Raises ScuttleupError if they cannot be signed; the text says what to do.
+        Called under the store's lock `writes`. Raises ScuttleupError if they cannot be signed: the
+        text says why, and what to do.
         """
         if self._signer is None:
             self._signer = self._make_signer(head)
@@ -86,6 +89,11 @@ class Authors:
         self._newest = None
 
     def _make_signer(self, head: int) -> Signer:
+        """The signer of our log, whose newest entry is number `head`.
+
+        Raises ScuttleupError if the key is missing or is another one, and if that entry is not
+        signed: see "Our own log" above.
+        """
         if self._key is None:
             raise ScuttleupError(
                 f"the secret key of {self._id!r} is not here: its log can be read and replicated, "
@@ -96,6 +104,7 @@ class Authors:
             raise ScuttleupError(f"the key here is that of {signer.id!r}, not of {self._id!r}")
         with self._database.reads, self._database as db:
             newest = db.get(log_prefix(self._id) + pack_seq(head), verify_checksums=True)
+        # With an unknown link, `check` looks at the signature alone.
         if newest is not None and check(Run(self._id, head, [newest]), None).fault:
             raise ScuttleupError(
                 f"entry {head} of our own log {self._id!r} is not signed: another program has "
@@ -104,7 +113,11 @@ class Authors:
         return signer
 
     def link_after(self, peer: str, head: int) -> bytes | None:
-        """The link after entry `head` of a signed log; None if that entry is not known here."""
+        """The link (32 bytes) after entry `head` of a signed log; None if that is not known here.
+
+        The link is computed from the entry, or, if the entry was deleted, is read from the key that
+        `delete` wrote.
+        """
         if head == 0:
             return FIRST_LINK
         with self._database.reads, self._database as db:
@@ -113,12 +126,17 @@ class Authors:
                 return link_after(stored)
             name = peer.encode()
             if db.get(DELETED_HEADS + name, verify_checksums=True) != pack_seq(head):
-                return None  # the hash, if there is one, is that of another entry
+                # If a hash is stored it is that of another entry.
+                return None
             link: bytes | None = db.get(DELETED_HASHES + name, verify_checksums=True)
             return link
 
     def refusal(self, peer: str) -> str:
-        """Why nothing of the log of `peer` is taken from others; "" if it is."""
+        """Why nothing of the log of `peer` is taken from others; "" if it is taken.
+
+        >>> authors.refusal("ed25519.short")
+        'begins like a public key and is none'
+        """
         if not peer.startswith(PREFIX):
             return "is not signed" if self._only_signed else ""
         if is_odd(peer):
@@ -128,14 +146,21 @@ class Authors:
     def prove(
         self, runs: Iterable[Run], heads: Mapping[str, int], refused: dict[str, str]
     ) -> tuple[list[Run], dict[str, int]]:
-        """What of `runs` may be stored, as far as signatures say.
+        """Find which of `runs` may be stored, as far as signatures say.
 
-        The reason for what may not goes to `refused`, and logs that are there already are left out.
-        Also returns the heads of the signed logs on which the answer rests.
+        `heads` has the last number of each log. The runs of one log come in order. What a signed
+        log has up to its head is left out, and so are logs in `refused`. The reason for every other
+        refusal is added to `refused`, by peer.
+
+        Returns the runs, or parts of them, that may be stored, and the heads of the signed logs
+        that were assumed. If one of these heads moves before the runs are stored, the store has to
+        look at the first link once more.
         """
         proven: list[Run] = []
         proven_at: dict[str, int] = {}
-        ends: dict[str, tuple[int, bytes | None]] = {}  # what a log's last run ended with, its link
+        # For each signed log: the number of the last entry that was proven here, and the link after
+        # it.
+        ends: dict[str, tuple[int, bytes | None]] = {}
         for peer, first, entries in runs:
             if peer in refused:
                 continue
@@ -164,9 +189,13 @@ class Authors:
 
 
 def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: bool) -> str:
-    """The id of our own log, whose stored id is `stored`, given what the user says of it.
+    """Decide what the id of our own log is.
 
-    Raises ValueError if that does not go together, ScuttleupError if a new log is to be signed and
+    `stored` is the id in the database, None in a new one. `id`, `key` and `only_signed` are what
+    the user asked for. In this order: the id of the key, if there is a key and nothing speaks
+    against it; the id that was asked for; the stored one; a random one.
+
+    Raises ValueError if these do not go together, ScuttleupError if a new log is to be signed and
     PyNaCl is not installed.
     """
     if key is not None and (stored is None or id is not None):
@@ -186,9 +215,11 @@ def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: 
 
 
 def load_key(database: Database, *, make: bool) -> bytes | None:
-    """The secret key that lies beside the database; a new one, if there is none and `make` says so.
+    """The secret key that lies in the database's folder, or None if there is none.
 
-    None if there is no key. Raises ValueError if the database has a log that is not signed.
+    If there is none and `make` is true, a new key is made and stored. Raises ValueError if the
+    database has a log already, which cannot become a signed one, and ScuttleupError if PyNaCl is
+    missing.
     """
     with database.reads, database as db:
         key = database.read_file(KEY_FILE)
@@ -201,7 +232,8 @@ def load_key(database: Database, *, make: bool) -> bytes | None:
         why = "its secret key is not here" if is_signed(id) else "it was not begun as a signed one"
         raise ValueError(f"{database.path}: the log {id!r} cannot be signed, {why}")
     key = os.urandom(KEY_BYTES)
-    Signer(key)  # before anything is written: it raises where PyNaCl is missing
+    # Before anything is written, because this raises where PyNaCl is missing.
+    Signer(key)
     with database:
         database.write_file(KEY_FILE, key)
     return key
