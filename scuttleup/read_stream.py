@@ -1,4 +1,24 @@
-"""Iterate over the logs, and follow them, from a thread or from asyncio."""
+"""Iterate over the logs, and follow them, from a thread or from asyncio.
+
+Theory of operation
+-------------------
+
+A `ReadStream` joins two parts. The `Follower` knows what the reader has not had yet, and reads a
+run of it at a time. The `_Alarm` puts the reader to sleep when there is nothing, and wakes it. In
+between stands an iterator over the changes of the run that was read last.
+
+*Nothing is slept through.* A reader that finds nothing first arms the alarm and then looks once
+more, and only then sleeps. Whatever is stored before that look is seen by it, and whatever is
+stored after it rings the alarm. `close` works in the same way: it sets a flag and then rings.
+
+*A stream that is dropped is gone.* The store knows the follower, by a weak reference, and the
+follower knows the alarm. Neither of them knows the stream. So a stream that nobody holds any more
+is freed at once, and costs a write nothing from then on.
+
+*Threads and tasks.* The same stream serves `for` and `async for`. A read takes about 1 ms and
+happens in the thread of the reader, the event loop's thread included, so `__anext__` lets other
+tasks run after each read.
+"""
 
 from __future__ import annotations
 
@@ -17,31 +37,38 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
     """Changes in order: a snapshot, by peer id and number; then, live, whatever is stored.
 
     Use `for`, `async for` or both, one reader at a time. `close()`, from any thread or task, ends
-    the stream, also while its reader waits; so does leaving its `with` block, and so does
+    the stream, even while its reader waits. Leaving its `with` block ends it, too, and so does
     dropping it.
 
-    An entry that cannot be decoded is a ValueError in its place; iterate again to go on after it.
-    When the logs are closed, a live stream ends, too. A snapshot that has not been read to its end
-    then raises ScuttleupError, as does every stream in a child process, and a database that cannot
-    be read raises DatabaseError: a loop that just ends has seen everything.
+    An entry that cannot be decoded raises ValueError in its place; iterate again to go on after it.
+    When the logs are closed, a live stream ends. A snapshot that has not been read to its end then
+    raises ScuttleupError, and so does every stream in a child process. A database that cannot be
+    read raises DatabaseError. So a loop that simply ends has seen everything.
+
+    >>> with logs.create_read_stream(live=True) as stream:
+    ...     for change in stream:
+    ...         print(change)
     """
 
     def __init__(
         self, store: Store, encoding: Encoding, *, since: dict[str, int], live: bool, tail: bool
     ) -> None:
         self._encoding = encoding
+        # Whether to wait for more when all has been read.
         self._live = live or tail
-        # The store knows the follower and the follower the alarm, neither knows us: a stream that
-        # is dropped is gone at once.
+        # Neither the alarm nor the follower knows this stream: see above.
         self._alarm = _Alarm()
         self._follower = store.follow(
             since, snapshot=not tail, live=self._live, wake=self._alarm.ring, in_order=True
         )
-        self._changes: Iterator[Change] = iter(())  # read, and not yet returned
+        # The changes of the last run that were not returned yet.
+        self._changes: Iterator[Change] = iter(())
+        # Whether `close` was called on this stream. The follower knows of the logs, too.
         self._closed = False
 
     def __iter__(self) -> Iterator[Change]:
-        # A generator, since that is twice as fast as a call of __next__ for every change.
+        # This is a generator because that is twice as fast as a call of `__next__` for every
+        # change.
         while not self._closed:
             for change in self._changes:
                 yield change
@@ -53,6 +80,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
                 self._alarm.wait(self._nothing_new)
 
     def __next__(self) -> Change:
+        """The next change; StopIteration when the stream has ended. Waits if it is live."""
         for change in self:
             return change
         raise StopIteration
@@ -61,13 +89,16 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         return self
 
     async def __anext__(self) -> Change:
-        import asyncio  # only here and below: a program that only uses threads need not load it
+        """The next change; StopAsyncIteration when the stream has ended. Waits if it is live."""
+        # Only here and below, because a program that only uses threads need not load it.
+        import asyncio
 
         while not self._closed:
             for change in self._changes:
                 return change
             if self._read():
-                await asyncio.sleep(0)  # a read takes about 1 ms: now it is the others' turn
+                # A read takes about 1 ms. Now it is the turn of other tasks.
+                await asyncio.sleep(0)
             elif self._live and not self._follower.closed:
                 await self._alarm.wait_async(self._nothing_new)
             else:
@@ -75,6 +106,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         raise StopAsyncIteration
 
     def _read(self) -> bool:
+        """Read the next run into `_changes`; False when there is nothing now, and after the end."""
         run = self._follower.read()
         if run is None:
             return False
@@ -85,6 +117,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         return True
 
     def _nothing_new(self) -> bool:
+        """Whether the reader may go to sleep: nothing is there and nothing has ended."""
         return self._follower.idle and not self._follower.closed
 
     def close(self) -> None:
@@ -100,16 +133,24 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
 
 
 class _Alarm:
-    """Wakes the reader that sleeps, be it a thread or a task."""
+    """Wakes the reader that sleeps, be it a thread or a task.
+
+    Both ways of waiting first get ready to be woken and then look, with `idle`, whether there is a
+    reason to sleep. So a ring that comes after the look is not lost.
+    """
 
     def __init__(self) -> None:
-        # Held while nothing has rung. Not an Event: a Ctrl-C in its Python code leaves it stuck.
+        # This lock is held while nothing has rung. It is not an Event, because a Ctrl-C in the
+        # Python code of an Event leaves it stuck.
         self._silence = threading.Lock()
         self._silence.acquire()
+        # What wakes the task that waits, as long as one does.
         self._wake_task: Callable[[], object] | None = None
 
     def ring(self) -> None:
-        with suppress(RuntimeError):  # it has rung already
+        """Wake the reader, from any thread. Ringing twice is like ringing once."""
+        with suppress(RuntimeError):
+            # A RuntimeError says that the lock is free, so it has rung already.
             self._silence.release()
         if wake_task := self._wake_task:
             wake_task()
@@ -117,11 +158,13 @@ class _Alarm:
     # Both first get ready to be woken and then look: what comes after the look wakes them.
 
     def wait(self, idle: Callable[[], bool]) -> None:
+        """Sleep until the next ring, in a thread, unless `idle` says that there is something."""
         self._silence.acquire(blocking=False)
         if idle():
             self._silence.acquire()
 
     async def wait_async(self, idle: Callable[[], bool]) -> None:
+        """Sleep until the next ring, in a task, unless `idle` says that there is something."""
         import asyncio
 
         event = asyncio.Event()
