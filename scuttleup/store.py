@@ -63,13 +63,16 @@ _NESTED = "a write was begun in the middle of another one, for instance by a sig
 class Store:
     """The id, heads and entries kept in `database`.
 
-    `id` is stored as this peer's id if it is given; else the stored one is used, or a new one is
-    made and stored: that of `key`, the secret key of a signed log, or a random one. `sync` is the
+    If `id` is given it is stored as this peer's id. Else the stored id is used. In a new database
+    an id is made: that of `key`, the secret key of a signed log, or a random one. `sync` is the
     default of every write. `max_entry` is the most bytes that an entry may have as it is stored.
-    With `only_signed` no unsigned log is taken from others.
+    With `only_signed`, no unsigned log is taken from others.
 
-    `id`, `heads` (each peer's last number) and `room` (the bytes that our handshake, whose size is
-    limited, has left for logs that are not here yet) are for reading, from any thread.
+    Three attributes are for reading, from any thread: `id`; `heads`, which has each peer's last
+    number; and `room`, which is how many bytes our handshake, whose size is limited, has left for
+    logs that are not here yet.
+
+    Raises DatabaseError if the database cannot be read, and what `find_id` raises.
     """
 
     def __init__(
@@ -85,9 +88,12 @@ class Store:
         self.database = database
         self._sync = sync
         self.max_entry = max_entry
+        # What was stored lately, for the live followers.
         self._news = News()
-        self._in_doubt = False  # whether a write began and was not seen to end
-        self._unsynced = True  # whether a write without sync may have come before
+        # Whether a write began and was not seen to end.
+        self._in_doubt = False
+        # Whether a write without sync may have come before: perhaps in an earlier process.
+        self._unsynced = True
         with database.reads, database as db:
             stored = load_id(db)
             self.id = find_id(stored, id, key, only_signed)
@@ -99,12 +105,17 @@ class Store:
         self._authors = Authors(database, self.id, key, only_signed)
         self.refusal = self._authors.refusal
         self.room = _room(self.id, self.heads)
-        self._own_keys = self._keys_to_come()  # a step of it is much less than making a key
+        # The keys of our next entries. To take one of them is much faster than making a key anew.
+        self._own_keys = self._keys_to_come()
 
     def append(self, entry: bytes, sync: bool | None = None) -> int:
-        """Store one entry of our own and return its number."""
-        # Flat, because this is the hottest path: of 2.6 µs LevelDB takes 1.6, the lock and the
-        # flags 0.2, the key 0.05.
+        """Store one entry of our own and return its number.
+
+        Raises OverflowError if the log is full, ValueError if the entry is larger than `max_entry`,
+        and ScuttleupError if it cannot be signed.
+        """
+        # Everything stands here, without further functions, because this is the hottest path. Of
+        # 2.6 µs LevelDB takes 1.6, the lock and the flags 0.2, the key 0.05.
         database = self.database
         if database.writes._is_owned():  # type: ignore[attr-defined]  # see `_refuse_nested`
             raise ScuttleupError(_NESTED)
@@ -130,6 +141,7 @@ class Store:
                     database.db.put(key, entry)
             except ERRORS as error:
                 raise database.error(error) from error
+            # LevelDB has the entry. Only now the head moves, and the followers hear of it.
             self.heads[own] = head = head + 1
             news = self._news
             if news.followers:
@@ -139,7 +151,10 @@ class Store:
             return head
 
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
-        """Store entries of our own, all or none, and return the number of the first."""
+        """Store entries of our own, all or none, and return the number of the first.
+
+        Raises as `append` does, and then stores nothing.
+        """
         self._refuse_nested()
         with self.database.writes, self.database:
             self._settle()
@@ -157,11 +172,15 @@ class Store:
     def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
         """Store what was appended elsewhere, all or none; return how many entries were new.
 
-        What a log has up to its head is skipped. Refused, with a ValueError, are: an entry above
-        `max_entry`; a new log for which our handshake has no room; an entry of a signed log that
-        its author has not signed; a gap in our own log, unless it is signed, as a stranger's entry
-        would decide what number our next one gets. Other logs may have gaps, since entries can be
-        deleted.
+        What a log has up to its head is skipped. A ValueError refuses:
+
+        - an entry above `max_entry`
+        - a new log for which our handshake has no room
+        - an entry of a signed log that its author has not signed
+        - a gap in our own log, unless it is signed, because a stranger's entry would otherwise
+          decide what number our next entry gets
+
+        Other logs may have gaps, since entries can be deleted.
         """
         refused: dict[str, str] = {}
         proven, proven_at = self.prove(runs, refused)
@@ -175,16 +194,20 @@ class Store:
     def prove(
         self, runs: Iterable[Run], refused: dict[str, str]
     ) -> tuple[list[Run], dict[str, int]]:
-        """What of `runs` may be stored as far as signatures say; see `Authors.prove`."""
+        """Find which of `runs` may be stored, as far as signatures say; see `Authors.prove`.
+
+        It takes no lock that keeps others from writing.
+        """
         return self._authors.prove(runs, self.heads, refused)
 
     def write_proven(
         self, runs: Iterable[Run], proven_at: dict[str, int], refused: dict[str, str]
     ) -> int:
-        """As `write`, with what `prove` returned; but what is refused is left out alone.
+        """Store what `prove` returned, and leave out only what is refused; return how many were
+        new.
 
-        The reason then goes to `refused`, by peer, and all that follows in that log is left out,
-        too. The rest is stored.
+        The reasons for a refusal are those of `write`. Here each is added to `refused`, by peer,
+        and all that follows in that log is left out. Everything else is stored.
         """
         self._refuse_nested()
         with self.database.writes, self.database:
@@ -198,8 +221,19 @@ class Store:
         refused: dict[str, str] | None,
         proven_at: dict[str, int],
     ) -> int:
+        """Store `runs` in one batch, move the heads, and tell the followers; return how many were
+        new.
+
+        `refused` gets the reasons for what is left out. If it is None, the first reason is a
+        ValueError and nothing is stored. `proven_at` has the heads on which the check of
+        signatures rests.
+        """
+        # The heads as they will be, of the logs that get entries here.
         heads: dict[str, int] = {}
+        # The logs that were refused in this call. Earlier runs of a log may stand in `refused`,
+        # too.
         left_out: set[str] = set()
+        # What our handshake will have left.
         room = self.room
         count = 0
         sync = self._sync if sync is None else sync
@@ -224,7 +258,8 @@ class Store:
             if not head and peer != self.id:
                 room -= log_bytes(peer)
             keys = change_keys(log_prefix(peer), first, len(entries))
-            deque(map(put, keys, entries), maxlen=0)  # a loop in C
+            # This is a loop in C: `put` is called with each key and its entry.
+            deque(map(put, keys, entries), maxlen=0)
             heads[peer] = first + len(entries) - 1
             count += len(entries)
         if count:
@@ -252,13 +287,17 @@ class Store:
         room: int,
         proven_at: dict[str, int],
     ) -> tuple[int, str]:
-        """How many of `entries` may be stored behind `head`, and why not more, "" if all may."""
+        """How many of `entries` may be stored behind number `head`, and why no more may.
+
+        The reason is "" if all may be stored; the number means nothing then.
+        """
         if not head and peer != self.id and room < log_bytes(peer):
             return 0, "there is no room for another log"
         if peer == self.id and first != head + 1 and not self._is_signed:
             return 0, f"entry {first} of our own log does not follow {head}"
         if proven_at.get(peer, head) < head == self.heads.get(peer):
-            # Some of this log was stored since it was checked.
+            # Some of this log was stored after its signatures were checked. So the first link has
+            # to be compared once more.
             link = self._authors.link_after(peer, head) if first == head + 1 else None
             if not follows(first, entries[0], link):
                 return 0, f"fork at {first}"
@@ -268,7 +307,11 @@ class Store:
         return large, self._too_large(first + large, entries[large])
 
     def delete(self, peer: str, seq: int) -> None:
-        """Delete one entry; its number stays used."""
+        """Delete one entry. Its number stays used.
+
+        If it is the newest entry of its log, the same batch writes down the number, and in a signed
+        log the hash, because nothing else would tell them at the next opening.
+        """
         self._refuse_nested()
         with self.database.writes, self.database:
             self._settle()
@@ -283,7 +326,10 @@ class Store:
             self._in_doubt = False
 
     def _commit(self, write: Callable[[], None], sync: bool) -> None:
-        """Do `write`, which then is in doubt until the caller has moved the heads."""
+        """Do `write`, which is then in doubt until the caller has moved the heads.
+
+        See "Sync" above for the older journals.
+        """
         self._in_doubt = True
         older = sync and self._unsynced
         self._unsynced = self._unsynced or not sync
@@ -296,6 +342,7 @@ class Store:
             self._unsynced = False
 
     def _keys_to_come(self) -> Iterator[bytes]:
+        """The keys of all entries that our own log can still get."""
         head = self.heads.get(self.id, 0)
         return change_keys(log_prefix(self.id), head + 1, MAX_SEQ - head)
 
@@ -308,11 +355,14 @@ class Store:
             raise ScuttleupError(_NESTED)
 
     def _settle(self) -> None:
-        """Find out what LevelDB has of the writes that are in doubt, if there are any."""
+        """Find out what LevelDB has of the writes that are in doubt, if there are any.
+
+        Every write calls this first.
+        """
         if not self._in_doubt:
             return
-        # After a journal write that the disk refused, LevelDB (1.22 and 1.23) goes on in a journal
-        # in which it has lost count of the blocks: what it acknowledges from then on may be gone at
+        # When the disk refuses a write to the journal, LevelDB (1.22 and 1.23) goes on in that
+        # journal, but loses count of its blocks. What it acknowledges from then on may be gone at
         # the next opening. In a new journal it counts anew.
         self.database.begin_new_journal()
         found = load_heads(self.database.db)
@@ -322,11 +372,13 @@ class Store:
         self._own_keys = self._keys_to_come()
         self._authors.forget()
         self._news.forget()
-        self._news.wake_all()  # also those that a write in doubt was about to wake
-        self._in_doubt = False  # last: what a Ctrl-C leaves undone is done again
+        # This also wakes those that a write in doubt was about to wake.
+        self._news.wake_all()
+        # This comes last, so a Ctrl-C above leaves the doubt, and all of this is done again.
+        self._in_doubt = False
 
     def get(self, peer: str, seq: int) -> bytes:
-        """The entry number `seq` of `peer`, else EntryNotFound."""
+        """The stored bytes of entry number `seq` of `peer`. Raises EntryNotFound."""
         key = log_prefix(peer) + pack_seq(seq)
         with self.database.reads, self.database as db:
             entry: bytes | None = db.get(key, verify_checksums=True)
@@ -343,12 +395,13 @@ class Store:
         wake: Callable[[], None],
         in_order: bool = False,
     ) -> Follower:
-        """A follower of what is there by now (`snapshot`) and of what comes after it (`live`).
+        """A follower of what is there now (`snapshot`) and of what comes after it (`live`).
 
-        With `in_order` the snapshot is ordered by peer id. It skips what `since` has; see
-        `Follower` for that and for `wake`. One that is neither gives nothing, but tells when the
-        logs are closed.
+        With `in_order` the snapshot is ordered by peer id. The follower skips what `since` has; see
+        `Follower` for that and for `wake`. A follower that is neither live nor a snapshot gives
+        nothing to read, but wakes its owner when the logs are closed.
         """
+        # No write may come between the look at the heads and the place in the news.
         with self.database.writes:
             self.database.ready()
             heads = self.heads.items()
@@ -369,10 +422,14 @@ class Store:
             self.database.ready()
 
     def close(self) -> None:
-        """Refuse every use from now on, wait for those under way, and end every live follower."""
+        """Refuse every use from now on, wait for those under way, and end every live follower.
+
+        Closing it again does nothing.
+        """
         self.database.close()
         self._news.close()
 
 
 def _room(id: str, heads: dict[str, int]) -> int:
+    """What our handshake has left for other logs than those in `heads` and our own."""
     return MAX_HANDSHAKE - sum(map(log_bytes, heads)) - (0 if id in heads else log_bytes(id))
