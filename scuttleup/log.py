@@ -1,4 +1,12 @@
-"""`Scuttleup`: the append-only logs of this peer and of all whose entries it has."""
+"""`Scuttleup`: the append-only logs of this peer and of all whose entries it has.
+
+This is what a user holds, and the border between the user's world and the package's. On this side
+of it there are entries in a value encoding, single changes, and arguments that may be wrong. On the
+other side there are bytes and runs that were checked. So each method here checks its arguments,
+encodes or decodes, strips the signature from an entry of a signed log, and calls the store.
+
+Nothing is remembered here beside the options. The state of the logs lies in the `Store`.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +48,7 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
 
     >>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
     ...     logs.append("hello world")
+    Change(peer='5bd1e995...', seq=1, entry='hello world')
     """
     database = open_database(path)
     try:
@@ -98,6 +107,7 @@ class Scuttleup:
         if not isinstance(db, Database) and not hasattr(db, "write_batch"):
             raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
         self._encoding = find_encoding(value_encoding)
+        # The same as `self._encoding.encode`, which `append` would look up at every call.
         self._encode: Callable[[Any], bytes] = self._encoding.encode
         if verify is not None and not callable(verify):
             raise TypeError(f"verify is a function or None, not {verify!r}")
@@ -106,7 +116,9 @@ class Scuttleup:
             raise TypeError(f"verify has to answer at once, so it cannot be async: {verify!r}")
         if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
+        # Asked by replications. The user gets the change as it can be read, not as it is stored.
         self._verify = verify and (lambda change: verify(self._decoded(change)))
+        # `open` hands in a `Database` of its own, which `close` then closes.
         database = db if isinstance(db, Database) else Database(db)
         self._store = Store(
             database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
@@ -119,20 +131,33 @@ class Scuttleup:
 
     @property
     def head(self) -> dict[str, int]:
-        """Every peer's last number, in a dict of your own. It is what `since` takes."""
+        """Every peer's last number, in a dict of your own. It is what `since` takes.
+
+        >>> logs.head
+        {'foobar': 2}
+        """
         return self._store.heads.copy()
 
     def append(self, entry: Any, *, sync: bool | None = None) -> Change:
-        """Append one entry to this peer's log.
+        """Append one entry to this peer's log and return it as a change, with its number.
 
-        Raises TypeError or ValueError for what the encoding does not take and for what is larger
-        than `max_entry`, OverflowError after 2**32 - 1 entries.
+        `sync` is that of the constructor unless it is given. Raises TypeError or ValueError for
+        what the encoding does not take and for what is larger than `max_entry`, OverflowError after
+        2**32 - 1 entries, and ScuttleupError if a signed log cannot be signed: its key or PyNaCl is
+        missing.
         """
         seq = self._store.append(self._encode(entry), sync)
-        return tuple.__new__(Change, (self._store.id, seq, entry))  # as in `expand`
+        # A call of `Change` would take twice as long; see `expand`.
+        return tuple.__new__(Change, (self._store.id, seq, entry))
 
     def extend(self, entries: Iterable[Any], *, sync: bool | None = None) -> list[Change]:
-        """Append many entries in one atomic step: all are stored or, if this raises, none."""
+        """Append many entries in one atomic step: all are stored or, if this raises, none.
+
+        Returns their changes. Raises as `append` does. It is faster by a factor than many appends.
+
+        >>> logs.extend(["a", "b"])[-1].seq
+        2
+        """
         if isinstance(entries, (str, bytes)):
             raise TypeError(f"entries is an iterable of entries, not the one entry {entries!r}")
         entries = list(entries)
@@ -140,12 +165,17 @@ class Scuttleup:
         return list(expand(self._store.id, first, entries))
 
     def entry(self, peer: str, seq: int, *, value_encoding: str | None = None) -> Any:
-        """The entry number `seq` of `peer`; raises EntryNotFound, a KeyError, if it is not here."""
+        """The entry number `seq` of `peer`.
+
+        Raises EntryNotFound, which is a KeyError, if it is not here, and ValueError if it cannot be
+        decoded. `value_encoding` is that of the constructor unless it is given.
+        """
         encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         entry = self._store.get(check_peer(peer), check_seq(seq))
         return encoding.decode_entry(peer, seq, strip(entry) if is_signed(peer) else entry)
 
     def _decoded(self, change: Change) -> Change:
+        """A change as it is stored, with its entry as the user reads it."""
         peer, seq, entry = change
         if is_signed(peer):
             entry = strip(entry)
@@ -167,12 +197,14 @@ class Scuttleup:
         `max_entry`, is not signed by its author, or belongs to one log too many.
         """
         runs: list[Run] = []
-        entries: list[bytes] = []  # of the last run
+        # The entries of the last run.
+        entries: list[bytes] = []
         for change in changes:
             try:
                 peer, seq, entry = change
             except (TypeError, ValueError):
                 raise TypeError(f"a change is (peer, seq, entry), not {change!r}") from None
+            # A change that follows the one before in the same log goes into the same run.
             if not runs or (peer, seq) != (runs[-1].peer, runs[-1].first + len(entries)):
                 entries = []
                 runs.append(Run(check_peer(peer), seq, entries))
@@ -201,7 +233,8 @@ class Scuttleup:
         since = dict(since or {})
         for peer, seq in since.items():
             check_peer(peer)
-            if seq != 0:  # nothing of that log
+            # A head of 0 says that nothing of that log is there, which is no mistake.
+            if seq != 0:
                 check_seq(seq)
         encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         return ReadStream(self._store, encoding, since=since, live=live, tail=tail)
@@ -238,7 +271,8 @@ class Scuttleup:
 
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
         """
-        from .connection import replicate  # only here: asyncio takes longer to load than all else
+        # Only here, because asyncio takes longer to load than all the rest.
+        from .connection import replicate
 
         make_stream = partial(self.create_replication_stream, mode=mode, live=live)
         return await replicate(make_stream, reader, writer)
