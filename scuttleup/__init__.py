@@ -1,4 +1,23 @@
-"""Append-only logs on LevelDB that replicate: the npm package scuttleup, for Python."""
+"""Append-only logs on LevelDB that replicate: the npm package scuttleup, for Python.
+
+Everything that a program needs is here. `open` is where to begin:
+
+>>> import scuttleup
+
+>>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
+...     logs.append("hello world")
+...     for change in logs.create_read_stream():
+...         print(change)
+{peer: '...', seq: 1, entry: 'hello world'}
+
+Each file knows only the files below it, so read them from the bottom up, in three sittings:
+
+1. The log: `errors`, `limits`, `changes`, `encodings`, `keys`, `signing`, `database`, `scan`,
+   `follower`, `authors`, `store`, `read_stream`, `log`.
+2. Replication: `messages` (the frames of the wire), `replication` (the protocol without I/O),
+   `connection` (the same over asyncio).
+3. The running peer: `peer` (stays connected), `terminal` and `cli` (the command line), `check`.
+"""
 
 from __future__ import annotations
 
