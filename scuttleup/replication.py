@@ -83,16 +83,17 @@ from .limits import (
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 from .store import Store
 
+# Warnings of logs that are left out go here.
 log = logging.getLogger("scuttleup")
 
 
 class Replicated(NamedTuple):
     """What a replication came to.
 
-    `sent` is how many changes it handed to the connection, `received` how many new ones it stored.
-    `refused` tells which logs were left out, and why, for instance {"far": "entry 5 has more than
-    16776947 bytes"}. It names MAX_NAMED of them at the most. An id is shown there as it can be
-    printed: control characters are escaped, and what is longer than MAX_SHOWN is cut off.
+    `sent` is how many changes it handed to the connection. `received` is how many new ones it
+    stored. `refused` says which logs were left out, and why, for instance {"far": "entry 5 has more
+    than 16776947 bytes"}. It names at most MAX_NAMED of them. An id is shown as it can be printed:
+    control characters are escaped, and what is longer than MAX_SHOWN is cut off.
     """
 
     sent: int
@@ -101,14 +102,23 @@ class Replicated(NamedTuple):
 
 
 class Standstill:
-    """Tells how long something has stood still."""
+    """Tells how long something has stood still.
+
+    >>> still = Standstill()
+    >>> still.seconds("half a frame", now=10), still.seconds("half a frame", now=12)
+    (0, 2)
+    """
 
     def __init__(self) -> None:
-        self._mark: object = None  # what it was like when it last changed
-        self._since = 0.0  # when that was
+        # What it was like when it last changed, and when that was.
+        self._mark: object = None
+        self._since = 0.0
 
     def seconds(self, mark: object, now: float) -> float:
-        """How many seconds before `now` `mark` became what it is."""
+        """How many seconds ago `mark` became what it is.
+
+        Call it again and again, with `now` by a clock that does not go back.
+        """
         if mark != self._mark:
             self._mark, self._since = mark, now
         return now - self._since
@@ -146,11 +156,11 @@ class _Warnings:
 class ReplicationStream:
     """One end of one replication.
 
-    Whoever has the connection passes on what comes in with `receive_data`, and what
-    `data_to_send` returns. There may be more of that after each call of `receive_data`, and
-    whenever `wake` is called, from any thread. Call `tick` every second or so, too, as long as
-    time limits are wanted. It is over when `finished` says so, or after an error; then call
-    `close`.
+    Whoever has the connection hands what comes in to `receive_data`, and sends what `data_to_send`
+    returns. There may be more to send after each call of `receive_data`, and whenever `wake` is
+    called, from any thread. If time limits are wanted, call `tick` every second or so. The
+    replication is over when `finished` says so, or after an error; then call `close`. One thread at
+    a time may use it.
 
     >>> stream.receive_data(sock.recv(65536))
     >>> while data := stream.data_to_send():
@@ -170,55 +180,67 @@ class ReplicationStream:
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         self._store = store
         self._mode = mode
-        self._live = live  # whether we go on when all is exchanged; no more after the remote's end
+        # Whether we go on when all is exchanged. It becomes false at the end of the remote.
+        self._live = live
         self._verify = verify
         self._wake = wake
-        self._failed = False  # whether there was an error: nothing more is taken then
+        # Whether there was an error. Nothing more is taken after one.
+        self._failed = False
+        # What has come from the remote and is not complete.
         self._decoder = Decoder(store.max_entry)
         # What the remote said of itself; None in the state GREETING.
         self._remote: Handshake | None = None
-        # By the two modes, once both are known: whether we send changes, and whether the remote.
+        # Whether we send changes and whether the remote does. The two modes decide that, once both
+        # are known.
         self._sends = self._receives = False
 
-        # What the remote has of each log, as far as we know. It is the follower's, too.
+        # What the remote has of each log, as far as we know. The follower uses the same dict.
         self._since: dict[str, int] = {}
-        # What our handshake has left for logs that the remote has and we have not. It limits how
-        # many of its digests are kept.
+        # How many bytes our handshake has left for logs that the remote has and we have not. It
+        # limits how many of the remote's digests are kept.
         self._room = store.room
-        # What the remote has above our heads, and so is going to send; only if not live.
+        # What the remote has above our heads, and so is going to send. Only if not live.
         self._promised: dict[str, int] = {}
-        # The last number of each log of its handshake that it sent; only if not live.
+        # The last number that the remote sent of each log of its handshake. Only if not live.
         self._came: dict[str, int] = {}
-        # Goes up when the remote sends more of what it has promised.
+        # This goes up whenever the remote sends more of what it has promised.
         self._progress = 0
         # How many bytes have come since then.
         self._since_progress = 0
-        # For how long there was no progress of that, and for how long half a frame did not grow.
+        # For how long nothing promised came, and for how long half a frame did not grow.
         self._promise_stands, self._frame_stands = Standstill(), Standstill()
 
-        # The logs of which nothing more is taken from the remote, as an entry of theirs is missing,
-        # and why. The store adds to it.
+        # The logs of which nothing more is taken from the remote, and why: an entry of theirs is
+        # missing here now. The store adds to it.
         self._left_out: dict[str, str] = {}
         # The logs of ours that are not sent any further, as their next entry is too large.
         self._unsendable: set[str] = set()
-        # The logs of both kinds as they are shown, and why; and how often another one was met.
+        # The logs that were left out, in either direction, as they are shown, and why.
         self._refused: dict[str, str] = {}
+        # How often a log was left out beyond those that are named.
         self._unnamed = 0
         self._warnings = _Warnings.of(store)
 
         # What we have to send. Until the remote's handshake is there, and if the modes let us send
-        # nothing, it gives nothing and only tells whether the log was closed.
+        # nothing, this follower gives nothing and only tells whether the log was closed.
         self._follower: Follower | None = store.follow({}, snapshot=False, live=False, wake=wake)
-        # What remains to be sent of our handshake, and of what was taken from the follower.
+        # What remains to be sent of our handshake.
         self._greeting: Iterator[bytes] | None = self._greet()
+        # What remains to be sent of what was taken from the follower.
         self._outgoing: bytes | memoryview = b""
+        # How many changes were handed out, and how many new ones were stored.
         self._sent = self._received = 0
 
     def _greet(self) -> Iterator[bytes]:
-        """Our handshake, in pieces; without the logs that do not fit into it."""
+        """Our handshake, in pieces, without the logs that do not fit into it.
+
+        Those are left out with one warning. Only a database that the original filled has so many
+        logs.
+        """
         heads = self._store.heads.copy()
         count = len(heads)
-        # The original's databases may hold any number of logs.
+        # An id and a mode take less than 512 bytes. The logs are cut in proportion and measured
+        # again.
         while (size := digests_size(heads)) > MAX_HANDSHAKE - 512:
             heads = dict(islice(heads.items(), len(heads) * (MAX_HANDSHAKE - 1024) // size))
         if len(heads) < count:
@@ -235,17 +257,17 @@ class ReplicationStream:
 
     @property
     def replicated(self) -> Replicated:
-        """What was sent, received and left out by now."""
+        """What was sent, received and left out so far."""
         return Replicated(self._sent, self._received, self._refused.copy())
 
     @property
     def closed(self) -> bool:
-        """Whether the log was closed, or this."""
+        """Whether the log was closed, or this stream."""
         return self._follower is None or self._follower.closed
 
     @property
     def between_frames(self) -> bool:
-        """Whether what `data_to_send` returned so far ends with the end of a frame."""
+        """Whether what `data_to_send` has returned so far ends where a frame ends."""
         return not self._greeting and not self._outgoing
 
     @property
@@ -264,6 +286,9 @@ class ReplicationStream:
     def waiting(self) -> bool:
         """Whether a stream that is not live still expects something that the remote promised."""
         heads, promised = self._store.heads, self._promised
+        # A promise that our head has reached is over, no matter who brought the entries. They are
+        # looked at from the last one on, and only as far as they are over, so this costs next to
+        # nothing.
         while promised and heads.get(peer := next(reversed(promised)), 0) >= promised[peer]:
             del promised[peer]
         return bool(promised) and not self._live
@@ -279,7 +304,8 @@ class ReplicationStream:
             )
         if self._follower:
             self._follower.close()
-        # The caller may still hold this, or an exception whose traceback does.
+        # The caller may still hold this stream, or an exception whose traceback does. So everything
+        # large is dropped here.
         self._follower = None
         self._decoder = Decoder()
         self._greeting, self._outgoing = None, b""
@@ -290,12 +316,16 @@ class ReplicationStream:
     # --- Sending ---
 
     def data_to_send(self) -> bytes:
-        """The next bytes for the remote, TURN_BYTES at the most; b"" when there are none now."""
+        """The next bytes for the remote, at most TURN_BYTES; b"" when there are none now.
+
+        Raises DatabaseError if the database cannot be read, ScuttleupError in a child process.
+        """
         if self.closed:
             if self._follower:
                 self._store.check_process()
             return b""
-        if len(self._outgoing) >= TURN_BYTES:  # of a large entry
+        # This is the middle of a large entry.
+        if len(self._outgoing) >= TURN_BYTES:
             data, self._outgoing = bytes(self._outgoing[:TURN_BYTES]), self._outgoing[TURN_BYTES:]
             return data
         pieces: list[bytes | memoryview] = [self._outgoing]
@@ -323,12 +353,17 @@ class ReplicationStream:
         frames = encode_changes(*run)
         if self._unsendable or len(frames) > MAX_ENTRY:
             run = self._sendable(run)
-            frames = encode_changes(*run) or b"\0"  # a frame that says nothing: there may be more
+            # If nothing of the run can be sent, an empty frame goes out instead. It says nothing to
+            # the remote, but b"" would say here that there is no more.
+            frames = encode_changes(*run) or b"\0"
         self._sent += len(run.entries)
         return frames
 
     def _sendable(self, run: Run) -> Run:
-        """What of a run can be sent: all that comes before an entry that no remote takes."""
+        """What can be sent of a run: all that comes before an entry that no remote takes.
+
+        Only the original stores such entries. Its log is sent no further on this connection.
+        """
         peer, first, entries = run
         if peer in self._unsendable:
             return Run(peer, first, [])
@@ -344,16 +379,16 @@ class ReplicationStream:
     def receive_data(self, data: bytes) -> None:
         """Take what the remote sent, b"" for its end, and store what is in it.
 
-        All of it is taken at once. To keep an event loop responsive, hand over TURN_BYTES at the
-        most.
+        All of it is taken at once. To keep an event loop responsive, hand over at most TURN_BYTES.
 
         Raises ProtocolError when the remote is in error, ConnectionLost when it ended before its
-        handshake or in the middle of a frame, DatabaseError when the database is in trouble. What
-        came before that is stored. After an error nothing more is taken.
+        handshake or in the middle of a frame, and DatabaseError when the database is in trouble.
+        What came before that is stored. After an error nothing more is taken.
         """
         if self._failed:
             raise ProtocolError("this replication ended with an error")
-        self._failed = True  # until all went well
+        # It counts as failed until all went well.
+        self._failed = True
         try:
             if not data:
                 self._receive_end()
@@ -367,24 +402,27 @@ class ReplicationStream:
             if self._remote is not None:
                 self._receive_changes()
         except ValueError as error:
-            # Short, for a remote chooses some of it, and it goes to somebody's log.
+            # This is kept short. A remote chooses some of it, and it goes to somebody's log file.
             raise ProtocolError(f"{error!s:.300}") from error
         self._failed = False
 
     def _receive_digest(self, peer: str, seq: int) -> None:
+        """Note what the remote has of one log, and what it promises with that."""
         head = self._store.heads.get(peer, 0)
         if not head and peer != self._store.id and peer not in self._since:
             if reason := self._objection(peer, self._room):
                 self._name(peer, reason)
                 return
             self._room -= log_bytes(peer)
-        if not seq:  # it promises nothing
+        # Such a digest promises nothing.
+        if not seq:
             return
         self._since[peer] = seq
         if seq > head and not self._live and not self._store.refusal(peer):
             self._promised[peer] = seq
 
     def _receive_handshake(self, remote: Handshake) -> None:
+        """Go from GREETING to EXCHANGING. `remote` is who speaks, and in which mode."""
         if remote.id == self._store.id:
             raise ValueError(f"the remote has our own id, {remote.id!r}: one of us is a copy")
         self._remote = remote
@@ -398,12 +436,17 @@ class ReplicationStream:
             )
 
     def _receive_changes(self) -> None:
-        # Flat, as a hostile remote may send a log for each change: some 5,000 in a turn.
+        """Take the changes that have come, store them, and leave out the logs that are bad.
+
+        This is flat, because a hostile remote may send a log for each change: some 5,000 in a turn.
+        """
         store, since = self._store, self._since
         own, heads, room = store.id, store.heads, store.room
-        before: dict[str, int] = {}  # what `since` said of the logs in `runs`
+        # What `since` said of the logs in `runs` before. A log that the store refuses gets it back.
+        before: dict[str, int] = {}
         runs: list[Run] = []
-        bad: dict[str, str] = {}  # logs that are left out after `runs`, and why
+        # The logs that are left out after `runs` are stored, and why.
+        bad: dict[str, str] = {}
         try:
             for peer, first, entries in self._decoder.changes():
                 if not self._receives:
@@ -423,24 +466,29 @@ class ReplicationStream:
                 last = first + len(entries) - 1
                 if not self._live:
                     self._note_progress(peer, first, last)
-                # Before the store tells our follower of it, which is not to send it back.
+                # This comes before the store, which tells our follower of the change: it is not to
+                # send it back.
                 had = since.get(peer, 0)
                 before.setdefault(peer, had)
                 if last > had:
                     since[peer] = last
         finally:
+            # Also after an error: what came before it is stored.
             if runs:
                 self._write(runs, before)
             for peer, reason in bad.items():
                 self._refuse(peer, reason)
 
     def _write(self, runs: list[Run], before: dict[str, int]) -> None:
-        """Store what one read brought, in one batch, but for what the store refuses."""
+        """Store what one read brought, in one batch, without what the store refuses.
+
+        Signatures are checked before `verify` is asked, so nobody's garbage in a signed log can end
+        a connection. `before` has what `since` said of these logs before.
+        """
         known = len(self._left_out)
         proven, proven_at = self._store.prove(runs, self._left_out)
         accepted = [] if self._verify else proven
         try:
-            # After the signatures, so that nobody's garbage in a signed log ends a connection.
             for peer, first, entries in proven if self._verify else ():
                 accepted.append(Run(peer, first, kept := []))
                 for change in expand(peer, first, entries):
@@ -449,13 +497,13 @@ class ReplicationStream:
         finally:
             self._received += self._store.write_proven(accepted, proven_at, self._left_out)
         for peer, reason in list(islice(self._left_out.items(), known, None)):
-            # The follower has not been asked meanwhile, so `since` can still be put right.
+            # The follower has not been asked since, so what `since` says can still be put right.
             stored = min(self._since[peer], self._store.heads.get(peer, 0))
             self._since[peer] = max(before[peer], stored)
             self._refuse(peer, reason)
 
     def _note_progress(self, peer: str, first: int, last: int) -> None:
-        """Note if these are changes that the remote promised, and sends for the first time.
+        """Note changes that the remote promised, and that it sends for the first time.
 
         Known ones count, too, because others may have brought them.
         """
@@ -465,13 +513,14 @@ class ReplicationStream:
             self._since_progress = 0
 
     def _receive_end(self) -> None:
+        """The remote has ended its side, and with that everything it promised is over."""
         if self._decoder.pending:
             raise ConnectionLost("the connection ended in the middle of a frame")
         if self._remote is None:
             raise ConnectionLost("the connection ended before the handshake")
         self._promised = {}
         # A remote that never sends changes may end its side at once and go on listening: the
-        # original does. Any other is about to leave; what it lacks is still sent.
+        # original does that. Any other is about to leave, but what it lacks is still sent.
         if self._receives or not self._sends:
             self._live = False
 
@@ -480,17 +529,17 @@ class ReplicationStream:
     def _refuse(self, peer: str, reason: str) -> None:
         """Leave out the log of `peer`, with all that follows in it on this connection.
 
-        `since` is not raised for it either. So the remote gets from us what it has not, and we get
-        what is missing here from another remote.
+        `since` is not raised for it. So the remote gets from us what it lacks, and another remote
+        can send us what is missing here.
         """
         self._left_out[peer] = reason
         self._promised.pop(peer, None)
         self._name(peer, reason)
 
     def _objection(self, peer: str, room: int) -> str:
-        """Why a log that is not here cannot be taken, "" if it can.
+        """Why a log that is not here cannot be taken; "" if it can.
 
-        `room` is what our handshake has left for such logs.
+        `room` is how many bytes our handshake has left for such logs.
         """
         try:
             check_peer(peer)
@@ -503,7 +552,7 @@ class ReplicationStream:
         return self._store.refusal(peer)
 
     def _name(self, peer: str, reason: str) -> None:
-        """Tell once that the log of `peer` is left out, and why."""
+        """Warn once that the log of `peer` is left out, and why. Beyond MAX_NAMED only count it."""
         shown = _show(peer)
         if shown in self._refused:
             return
@@ -533,8 +582,10 @@ class ReplicationStream:
         """
         if self.closed:
             return limits.ALIVE
+        # How many frames are complete, and how many times PROGRESS_BYTES have come of the next.
         frame = self._decoder.ended, self._decoder.pending // PROGRESS_BYTES
         half = self._remote is None or self._decoder.pending > 0
+        # A mark that is always new, such as the time, says that nothing is waited for.
         if self._frame_stands.seconds(frame if half else now, now) > limits.ALIVE:
             self._failed = True
             if self._decoder.pending:
@@ -548,11 +599,16 @@ class ReplicationStream:
 
 
 def _show(peer: str) -> str:
-    """A peer id that a remote chose, short and without control characters."""
+    """A peer id that a remote chose, short and without control characters.
+
+    >>> _show("a\\nb")
+    'a\\\\nb'
+    """
     return repr(peer[:MAX_SHOWN])[1:-1] + "…" * (len(peer) > MAX_SHOWN)
 
 
 def _ask(verify: Callable[[Change], bool] | None, change: Change) -> None:
+    """Ask `verify` about one change. A false answer and an exception are a ValueError here."""
     where = f"{change.seq} of {change.peer!r}"
     try:
         answer = verify is None or verify(change)
