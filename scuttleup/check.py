@@ -4,9 +4,13 @@ Whatever this package receives is checked before it is stored. But a program on 
 without PyNaCl, may have put entries of signed logs into a database that nobody has checked, and a
 disk may have damaged what was right once. So this reads every key and every entry.
 
-A gap is not a fault, as entries can be deleted. It is told all the same, because whoever copies the
-log from here gets it with the gap. A fault is an entry that its author has not signed, a key that
-is not an entry's, and anything that cannot be read.
+A *fault* is an entry that its author has not signed, a key that is not an entry's, and anything
+that cannot be read. A *gap* is not a fault, because entries can be deleted. It is told all the
+same, because whoever copies the log from here gets it with the gap.
+
+The database stays in use meanwhile. Its lock is given back after each run of entries and after each
+KEYS keys, so others wait for some milliseconds at most. What is stored after the start is not
+looked at. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from .log import Scuttleup
 from .scan import read_runs
 from .signing import FIRST_LINK, check, is_odd, is_signed
 
-KEYS = 10_000  # that are read before others may use the database
+# How many keys are read before others may use the database.
+KEYS = 10_000
 
 
 class CheckedLog(NamedTuple):
@@ -41,19 +46,25 @@ class CheckedLog(NamedTuple):
 
 
 def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
-    """What is in each log, by peer id.
+    """Check one log after the other, by peer id, and tell what is in each.
 
-    Raises ScuttleupError if a log is signed and PyNaCl is not installed.
+    An error of the database is told as the fault of the log that it was met in. Raises
+    ScuttleupError if a log is signed and PyNaCl is not installed.
+
+    >>> for log in check_logs(logs):
+    ...     print(log.peer, log.fault or "is right")
     """
     for peer, last in sorted(logs.head.items()):
         yield _check_log(logs._store.database, peer, last)
 
 
 def _check_log(database: Database, peer: str, last: int) -> CheckedLog:
+    """What is in the log of `peer`, up to number `last`, which is its head."""
     proven = 0 if is_signed(peer) else None
     fault = "the id begins like a public key and is none" if is_odd(peer) else ""
-    entries = after = end = 0  # `end` is the number of the entry before the run
-    link: bytes | None = FIRST_LINK  # the link after that one
+    # `end` is the number of the last entry before the run, and `link` is the link after that entry.
+    entries = after = end = 0
+    link: bytes | None = FIRST_LINK
     try:
         while after < last:
             with database.reads, database as db:
@@ -70,7 +81,11 @@ def _check_log(database: Database, peer: str, last: int) -> CheckedLog:
 
 
 def stray_keys(logs: Scuttleup) -> Iterator[bytes]:
-    """The keys, among those of entries, whose peer id or number is none."""
+    """The keys, among those of entries, whose peer id or number is not valid.
+
+    The original can store such entries, but cannot find them again. Raises DatabaseError if a part
+    of the database cannot be read.
+    """
     database = logs._store.database
     start = CHANGES
     while start.startswith(CHANGES):
@@ -85,6 +100,7 @@ def stray_keys(logs: Scuttleup) -> Iterator[bytes]:
 
 
 def _is_entry(key: bytes) -> bool:
+    """Whether `key` is the key of an entry that can be found."""
     name, _, number = key[len(CHANGES) :].partition(SEPARATOR)
     try:
         return bool(check_peer(name.decode()) and unpack_seq(number))
