@@ -3,29 +3,39 @@
 Theory of operation
 -------------------
 
-Three tasks share one `ReplicationStream`. One receives: it reads and hands over what came. One
-sends: it writes what the stream has for the remote, waits until the transport has room for more,
-and sleeps when there is nothing, until the stream has news. One watches: it tells the stream the
-time, and looks whether the remote still takes what we send.
+`replication.py` decides what is sent and what is done with what comes. This file moves the bytes,
+shares the time, and closes the connection. All it remembers of a replication is in `_Connection`.
 
-All connections of an event loop share its time with everything else that runs there. Work is done
-in turns (see `limits`), and neither a read of what is there nor a write that need not wait lets
-others run. So before each turn a task asks for it: a turn begins only if those before it, in the
-same round of the loop and of whatever connection, have taken less than ROUND seconds. Else it waits
-for the next round, in which those come first that have waited longest.
+*Three tasks share one `ReplicationStream`.*
 
-It is over when the sender has sent all and nothing is waited for, when the log is closed, or with
-the first error. Then all three are cancelled and have ended before anybody hears of it.
+    receiver    reads, and hands over what came
+    sender      writes what the stream has for the remote, waits until the transport has room for
+                more, and sleeps when there is nothing, until the stream has news
+    watcher     tells the stream the time, and looks whether the remote still takes what we send
 
-When all is sent we end our side and keep reading for a while: if we closed with something unread,
-the kernel would reset the connection, and the remote could lose what it had not read.
+They run in one thread and never wait in the middle of a call of the stream, so the stream needs no
+lock.
 
-The transports differ, and here is what is done about it. TLS and some others cannot end one side
-alone. A pipe is closed by its end, and knows its event loop no longer then. A pipe that was opened
-by hand cannot tell when it is closed. On Windows a write counts as not taken until all of it is, so
-writes are small and what was handed over counts as progress.
+*All connections of an event loop share its time* with everything else that runs there. Neither a
+read of what is there already nor a write that need not wait lets others run. So work is done in
+turns (see `limits`), and before each turn a task asks for it. A turn begins only if those before
+it, in the same round of the loop and of whatever connection, have taken less than ROUND seconds.
+Else it waits for the next round, in which those come first that have waited longest.
 
-Whatever breaks in a read or a write is a `ConnectionLost`: which error of the operating system
+*It is over* when the sender has sent all and nothing is waited for, when the log is closed, or with
+the first error. Then all tasks are cancelled, and all of them have ended before anybody hears of
+it.
+
+*How it ends.* When all is sent we end our side and keep reading for a while. If we closed with
+something unread, the kernel would reset the connection, and the remote could lose what it had not
+read (RFC 1122, 4.2.2.13).
+
+*The transports differ.* TLS and some others cannot end one side alone. A pipe is closed when its
+other end is, and no longer knows its event loop then. A pipe that was opened by hand cannot tell
+when it is closed. On Windows a write counts as not taken until all of it is, so writes are small,
+and what was handed over counts as progress.
+
+*Whatever breaks in a read or a write is a `ConnectionLost`.* Which error of the operating system
 tells of it differs between systems and transports. Errors of the database come from elsewhere and
 pass unchanged.
 """
@@ -51,9 +61,11 @@ from .replication import Replicated, ReplicationStream, Standstill
 async def replicate(
     make_stream: Callable[..., ReplicationStream], reader: StreamReader, writer: StreamWriter
 ) -> Replicated:
-    """Replicate until all is exchanged, the remote has left or the log is closed.
+    """Replicate until all is exchanged, the remote has left, or the log is closed.
 
-    `make_stream` takes `wake`; for what is raised see `Scuttleup.replicate`.
+    `make_stream` is called with `wake` and returns the stream to run. `writer` is closed at the
+    end, whatever happens. Returns what was sent, received and left out. For what is raised see
+    `Scuttleup.replicate`.
     """
     tls = writer.get_extra_info("sslcontext") is not None
     try:
@@ -66,15 +78,18 @@ async def replicate(
         await _leave(writer)
         return connection.stream.replicated
     finally:
-        # Be rid of it at once, unless it is closing and has nothing left to send: a pipe, and a
-        # socket that had something left, know their event loop no longer when they are closed, and
-        # to abort them is an AttributeError then. TLS waits for the remote when it closes.
+        # Be rid of the connection at once, unless it is closing and has nothing left to send. When
+        # a pipe, or a socket that had something left, is closed, it no longer knows its event loop,
+        # and to abort it would be an AttributeError. TLS would wait for the remote when it closes.
         if tls or not writer.transport.is_closing() or _unsent(writer):
             writer.transport.abort()
 
 
 class _Round:
-    """One round of an event loop, and how much of it all connections have used."""
+    """One round of an event loop, and how much of it all connections have used.
+
+    Each event loop has one of these. It is dropped with the loop.
+    """
 
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, _Round]] = WeakKeyDictionary()
 
@@ -101,9 +116,11 @@ class _Round:
                 if self._waiting[0] is ticket and self._has_time():
                     return
         finally:
-            self._waiting.remove(ticket)  # mostly the first
+            # Mostly this is the first.
+            self._waiting.remove(ticket)
 
     def _has_time(self) -> bool:
+        """Whether another turn may begin in this round."""
         loop = asyncio.get_running_loop()
         if self._begun is None:
             self._begun = loop.time()
@@ -127,25 +144,35 @@ class _Connection:
         loop = asyncio.get_running_loop()
         self._reader = reader
         self._writer = writer
-        self._written = 0  # bytes that were handed to the transport
-        self._ended = False  # whether we have ended our side
-        self._news = asyncio.Event()  # for the sender: look again
-        self._closed = asyncio.Event()  # the log is
+        # How many bytes were handed to the transport.
+        self._written = 0
+        # Whether we have ended our side.
+        self._ended = False
+        # Set when the sender is to look again.
+        self._news = asyncio.Event()
+        # Set when the log was closed.
+        self._closed = asyncio.Event()
         self._round = _Round.of(loop)
+        # The stream calls `wake` from any thread, so it goes by way of the loop.
         self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
 
     def _wake(self) -> None:
+        """Look again what there is to send, and whether the log was closed."""
         self._news.set()
         if self.stream.closed:
             self._closed.set()
 
     async def run(self) -> None:
-        """Exchange what there is, and end our side."""
+        """Exchange what there is, and end our side.
+
+        Raises the first error of a task.
+        """
         receiver = asyncio.create_task(self._receive())
         sender = asyncio.create_task(self._send())
         watcher = asyncio.create_task(self._watch(receiver))
         closed = asyncio.create_task(self._closed.wait())
-        # In this order: what is wrong with the remote comes before what became of it.
+        # What is wrong with the remote comes first, before what became of the connection because of
+        # it.
         tasks: list[asyncio.Task[object]] = [receiver, watcher, sender, closed]
         try:
             while not sender.done() and not closed.done():
@@ -154,7 +181,8 @@ class _Connection:
                 )
                 self._raise_first_error(tasks)
             if self._writer.can_write_eof() and not closed.done():
-                # A remote that got nothing from us cannot lose it when we close before it has read.
+                # A remote that got nothing from us can lose nothing when we close before it has
+                # read.
                 limit = limits.LINGER if self.stream.replicated.sent else min(limits.LINGER, 1)
                 await asyncio.wait(
                     [receiver, closed], timeout=limit, return_when=asyncio.FIRST_COMPLETED
@@ -166,7 +194,8 @@ class _Connection:
             try:
                 await asyncio.wait(tasks)
                 for task in tasks:
-                    task.cancelled() or task.exception()  # else asyncio says that nobody looked
+                    # asyncio complains of an error that nobody looked at.
+                    task.cancelled() or task.exception()
             finally:
                 # A task keeps its error, and the error's traceback keeps this frame. Without this
                 # they would keep each other, and all that belongs to the connection, until the
@@ -175,17 +204,22 @@ class _Connection:
                 del receiver, sender, watcher, closed, task
 
     def _raise_first_error(self, tasks: list[asyncio.Task[object]]) -> None:
-        if self.stream.closed:  # our own end is nobody's error
+        """Raise the error of the first of `tasks` that has one, unless the log was closed."""
+        # Our own end is nobody's error.
+        if self.stream.closed:
             return
         for task in tasks:
             if task.done() and (error := task.exception()):
                 try:
                     raise error
                 finally:
-                    del error, task, tasks  # as above
+                    # For the same reason as in `run`.
+                    del error, task, tasks
 
     async def _receive(self) -> None:
-        data = b"-"  # anything but the end
+        """Hand over what comes, until the remote ends its side."""
+        # Anything but the end.
+        data = b"-"
         while data:
             with _link_errors():
                 data = await self._reader.read(limits.TURN_BYTES)
@@ -194,9 +228,12 @@ class _Connection:
             self._news.set()
 
     async def _send(self) -> None:
+        """Send what there is until the stream is finished, and end our side."""
         stream, writer = self.stream, self._writer
         while True:
             await self._round.turn()
+            # This comes before the look, so news that come during the look are seen in the next
+            # one.
             self._news.clear()
             if data := stream.data_to_send():
                 with _link_errors():
@@ -216,7 +253,10 @@ class _Connection:
                 writer.write_eof()
 
     async def _watch(self, receiver: asyncio.Task[None]) -> None:
-        """Keep the time limits, and notice that a remote is gone."""
+        """Keep the time limits, and notice that a remote is gone.
+
+        Raises ConnectionLost and ProtocolError.
+        """
         now = asyncio.get_running_loop().time
         taking = Standstill()
         while True:
@@ -224,9 +264,13 @@ class _Connection:
             pause = self.stream.tick(now(), unsent=unsent > 0)
             if self.stream.finished:
                 self._news.set()
+            # What is handed over, or taken, is progress. If nothing is unsent, nothing is waited
+            # for.
             mark = (self._written, unsent) if unsent else now()
             if taking.seconds(mark, now()) > limits.ALIVE:
                 raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
+            # Without a receiver that waits, nothing tells of the end of the remote: look every
+            # second.
             if receiver.done():
                 self._look_for_remote(unsent)
                 await asyncio.sleep(min(pause, 1))
@@ -235,7 +279,7 @@ class _Connection:
 
     def _look_for_remote(self, unsent: int) -> None:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
-        # Nothing tells us, unless we send something. A frame that says nothing will do.
+        # Nothing tells us of it unless we send something. A frame that says nothing will do.
         with _link_errors():
             if not unsent and not self._ended and self.stream.between_frames:
                 self._writer.write(b"\0")
@@ -248,18 +292,19 @@ class _Connection:
 
 @contextmanager
 def _link_errors() -> Iterator[None]:
-    """What is wrong in here is wrong with the connection."""
+    """Turn an OSError in the `with` block into a ConnectionLost."""
     try:
         yield
     except OSError as error:
-        # asyncio's reader keeps the error. With its traceback it would keep the frames of ours
-        # that it went through, and these keep the reader.
+        # asyncio's reader keeps the error. With its traceback the error would keep our frames that
+        # it went through, and these keep the reader.
         raise ConnectionLost(f"the connection broke: {error}") from error.with_traceback(None)
 
 
 async def _leave(writer: StreamWriter) -> None:
-    """Close the connection; what the remote does not take within LINGER seconds is dropped."""
-    # TimeoutError is an OSError. A pipe that was opened by hand cannot be waited for.
+    """Close the connection. What the remote does not take within LINGER seconds is dropped."""
+    # TimeoutError is an OSError. A pipe that was opened by hand cannot be waited for, which is a
+    # NotImplementedError.
     with suppress(OSError, NotImplementedError):
         async with asyncio.timeout(limits.LINGER):
             await _flush(writer)
@@ -269,35 +314,42 @@ async def _leave(writer: StreamWriter) -> None:
 
 
 async def _flush(writer: StreamWriter) -> None:
-    """Wait until the transport has handed all to the operating system."""
-    if _unsent(writer):  # a limit of 0 stops an idle TLS transport for good
+    """Wait until the transport has handed everything to the operating system."""
+    # Only then, because a limit of 0 would stop an idle TLS transport for good.
+    if _unsent(writer):
         writer.transport.set_write_buffer_limits(0)
         await writer.drain()
 
 
 def _unsent(writer: StreamWriter) -> int:
-    """How many bytes the transport holds."""
+    """How many bytes the transport still holds."""
     try:
         return writer.transport.get_write_buffer_size()
-    except AttributeError:  # of TLS, when it is closed
+    except AttributeError:
+        # A TLS transport that is closed no longer knows.
         return 0
 
 
 def _detect_loss(writer: StreamWriter) -> None:
-    """Have the kernel find out, within ALIVE seconds, that the remote vanished."""
+    """Have the kernel find out, within ALIVE seconds, that the remote has vanished.
+
+    After half of that time without a sign of life it asks, three times, and then gives up. See
+    tcp(7) of Linux for the options.
+    """
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     for level, name, value in (
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", limits.ALIVE // 2),
-        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", limits.ALIVE // 2),  # the same on macOS
+        # macOS calls it by this name.
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", limits.ALIVE // 2),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", limits.ALIVE // 6),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
         # The same for data that is under way, in milliseconds; on Linux only.
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", limits.ALIVE * 1000),
     ):
-        # Not every system has all of them, and some refuse one. `tick` does without.
+        # Not every system has all of them, and some systems refuse one. `tick` does without.
         if hasattr(socket, name):
             with suppress(OSError):
                 sock.setsockopt(level, getattr(socket, name), int(value))
