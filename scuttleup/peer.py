@@ -78,19 +78,21 @@ from .log import Scuttleup
 from .messages import MODES
 from .replication import Replicated
 
+# A host, which is a name or a number, and a port.
 Address = tuple[str, int]
 
-# Seconds between two attempts to connect: the first wait, the longest one, and the one after a
-# remote was in error.
+# Seconds between two attempts to connect: the first wait, and the longest one.
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
+# Seconds before the next attempt after a remote was in error.
 ERROR_DELAY = 300.0
-# Seconds that the acceptor rests after the system refused it a connection. Those that come
+# Seconds that the acceptor rests after the system refused it a connection. Connections that come
 # meanwhile wait in the kernel.
 ACCEPT_PAUSE = 0.1
 
 logger = logging.getLogger("scuttleup")
-# Without any handler, Python prints warnings on stderr. What a program prints is its own decision.
+# Without any handler, Python would print warnings on stderr. What a program prints is its own
+# decision.
 logger.addHandler(logging.NullHandler())
 
 
@@ -128,18 +130,21 @@ def load_tls(cert: str, key: str, ca: str) -> Tls:
 class Peer:
     """Keeps `logs` connected for as long as the body of its `async with` runs.
 
-    `listen` is a host and a port to serve other peers at. The port may be 0: then the system
-    chooses one, which `addresses` tells. Whoever can connect may read and write, so for an
-    untrusted network see `load_tls`. `connect` is a list of hosts and ports to stay connected to.
-    `mode` is "sync", "push" (only send) or "pull" (only receive). If not `live`, each address is
-    connected to once, only what is there is exchanged, and `wait` returns after that.
-    `max_connections` bounds all connections together. There are fewer if the process may not have
-    that many descriptors and 64 more; its soft limit is raised as far as that needs and the hard
-    limit allows.
+    - `listen` is a host and a port to serve other peers at. If the port is 0 the system chooses
+      one, which `addresses` tells. Whoever can connect may read and write, so see `load_tls` for an
+      untrusted network.
+    - `connect` is a list of hosts and ports to stay connected to.
+    - `mode` is "sync", "push" (only send) or "pull" (only receive).
+    - `live`: if it is false, each address is connected to once, only what is there is exchanged,
+      and `wait` returns after that.
+    - `tls` is what `load_tls` returns, or None to send everything in the clear.
+    - `max_connections` bounds all connections together. There are fewer if the process may not have
+      that many descriptors and 64 more. Its soft limit is raised as far as that needs and the hard
+      limit allows.
 
-    Entering raises ScuttleupError if it cannot listen. Leaving raises DatabaseError if our own
-    database failed; the body is cancelled when that happens. Wrong arguments are a TypeError or
-    ValueError at once. What happens on the connections goes to `logging.getLogger("scuttleup")`.
+    Wrong arguments are a TypeError or ValueError at once. Entering raises ScuttleupError if it
+    cannot listen. Leaving raises DatabaseError if our own database failed; the body is cancelled
+    when that happens. What happens on the connections goes to `logging.getLogger("scuttleup")`.
 
     >>> async with Peer(logs, listen=("127.0.0.1", 2014), connect=[("10.0.0.7", 2014)]) as peer:
     ...     await peer.wait()
@@ -176,17 +181,22 @@ class Peer:
         self._live = live
         self._tls = tls
         self._max_connections = max_connections
+        # All tasks of this peer. It is entered and left with the `async with`.
         self._group = asyncio.TaskGroup()
+        # One for each listening socket.
         self._acceptors: set[asyncio.Task[None]] = set()
-        # Every connection that came, and every address in `connect`, connected at present or not.
+        # One for each connection that came, and one for each address in `connect`, whether or not
+        # that is connected at present.
         self._links: set[asyncio.Task[None]] = set()
         # The addresses of those who are connected now, by the number of the exchange.
         self._connected: dict[int, Address] = {}
-        self._exchanges = 0  # how many have begun
+        # How many exchanges have begun. This gives each of them its number.
+        self._exchanges = 0
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
         self._over = asyncio.Event()
+        # Where everything that happens is told.
         self._events = _Events()
-        # From this number on, descriptors are not for connections.
+        # From this number on, descriptors are not for connections. 0 means that there is no limit.
         self._first_spare = 0
         # What all exchanges that have ended sent, received and refused.
         self._replicated = Replicated(0, 0, {})
@@ -202,14 +212,17 @@ class Peer:
 
     @property
     def replicated(self) -> Replicated:
-        """What all exchanges that ended well sent, received and refused together."""
+        """What all exchanges that ended well sent, received and refused together.
+
+        An exchange that is under way is not counted yet.
+        """
         return self._replicated
 
     async def wait(self) -> Replicated:
         """Wait until the peer ends by itself, and return what was sent, received and refused.
 
-        It does so if it is not `live` and all is exchanged, or if the logs are closed. Otherwise
-        this waits until it is cancelled. See `failures` for whether all went well.
+        It ends by itself if it is not `live` and all is exchanged, or if the logs are closed.
+        Otherwise this waits until it is cancelled. See `failures` for whether all went well.
         """
         await self._over.wait()
         return self._replicated
@@ -220,7 +233,8 @@ class Peer:
         def wake() -> None:
             loop.call_soon_threadsafe(self._look)
 
-        await self._group.__aenter__()  # RuntimeError if this peer was entered before
+        # A group can be entered once: this is a RuntimeError if the peer was entered before.
+        await self._group.__aenter__()
         # This follower gives nothing to read. It is here to be woken when the logs are closed.
         self._sentinel = self._logs._store.follow({}, snapshot=False, live=False, wake=wake)
         self._first_spare = _limit_descriptors(self._max_connections)
@@ -246,7 +260,8 @@ class Peer:
         try:
             await self._group.__aexit__(kind, error, traceback)
         except BaseExceptionGroup as group:
-            # There is one error that matters: the body's own, else the first that a task had.
+            # There is one error that matters: the body's own, else the first that a task had. To
+            # return says that the body's own goes on.
             if error in group.exceptions:
                 return
             first = group.exceptions[0]
@@ -255,25 +270,29 @@ class Peer:
             self._events.close()
 
     def _look(self) -> None:
+        """Stop if the logs were closed."""
         if self._sentinel.closed:
             self._stop()
 
     def _stop(self) -> None:
+        """End all tasks. Each closes its socket on its way out."""
         for task in (*self._acceptors, *self._links):
             task.cancel()
         self._over.set()
 
     def _start(self, link: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a link, which counts as a connection until it ends."""
         task = self._group.create_task(link)
         self._links.add(task)
         task.add_done_callback(self._unlink)
         return task
 
     def _close_after(self, task: asyncio.Task[None], sock: socket.socket) -> None:
-        """Close `sock` when `task` is done, also if that was cancelled before its first step."""
+        """Close `sock` when `task` is done, even if that was cancelled before its first step."""
         task.add_done_callback(lambda _: sock.close())
 
     def _unlink(self, task: asyncio.Task[None]) -> None:
+        """Forget a link that has ended. A peer that is not `live` is over when the last one has."""
         self._links.discard(task)
         if not self._live and not self._links:
             self._over.set()
@@ -281,11 +300,13 @@ class Peer:
     # --- Those who come ---
 
     async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections from one listening socket, for ever."""
         while True:
             try:
                 sock, address = await _accept_one(listener)
             except OSError as error:
-                # Out of descriptors or memory, most likely. It passes, so try again.
+                # Most likely there are too few descriptors or too little memory. That passes, so
+                # try again.
                 text = f"cannot accept a connection: {_reason(error)}"
                 self._events.tell(logging.WARNING, "not accepted", text)
                 await asyncio.sleep(ACCEPT_PAUSE)
@@ -296,12 +317,15 @@ class Peer:
                 sock.close()
                 text = f"{_name(address[:2])}: closed, as there are too many connections"
                 self._events.tell(logging.WARNING, "too many", text)
-            await asyncio.sleep(0)  # while connections are waiting, nobody else would run
+            # While connections are waiting, accepting one lets nobody else run.
+            await asyncio.sleep(0)
 
     def _may_keep(self, sock: socket.socket) -> bool:
+        """Whether a connection may have the descriptor of `sock`: see the theory of operation."""
         return not self._first_spare or sock.fileno() < self._first_spare
 
     async def _serve(self, sock: socket.socket, address: Address) -> None:
+        """Replicate once with a peer that came, from the TLS handshake to the end."""
         loop = asyncio.get_running_loop()
         reader = StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -309,7 +333,8 @@ class Peer:
             transport, _ = await loop.connect_accepted_socket(
                 lambda: protocol, sock, ssl=self._tls and self._tls.server
             )
-        except OSError as error:  # the TLS handshake failed
+        except OSError as error:
+            # The TLS handshake failed.
             self.failures += 1
             text = f"{_name(address)}: {_reason(error)}"
             self._events.tell(logging.WARNING, "lost", text, who=address[0])
@@ -320,6 +345,7 @@ class Peer:
     # --- Those whom we connect to ---
 
     async def _stay_connected(self, address: Address) -> None:
+        """Connect to one address, replicate, wait and begin again; if not `live`, do it once."""
         now = asyncio.get_running_loop().time
         name = _name(address)
         delay = FIRST_DELAY
@@ -327,14 +353,18 @@ class Peer:
             in_error = False
             try:
                 reader, writer = await self._open(address)
-            except (OSError, UnicodeError) as error:  # the latter for what no host can be called
+            # A name that no host can have is a UnicodeError.
+            except (OSError, UnicodeError) as error:
                 self.failures += 1
                 text = f"{name}: cannot connect: {_reason(error)}"
                 self._events.tell(logging.WARNING, "not connected", text, who=name)
             else:
                 begun = now()
                 in_error = await self._exchange(address, name, reader, writer)
-                del reader, writer  # not to be kept while we wait
+                # They are not to be kept in memory while we wait.
+                del reader, writer
+                # An exchange that outlasted the wait before it was a good one: next time begin with
+                # a short wait.
                 if now() - begun > delay:
                     delay = FIRST_DELAY
             if not self._live:
@@ -343,7 +373,10 @@ class Peer:
             delay = min(2 * delay, LONGEST_DELAY)
 
     async def _open(self, address: Address) -> tuple[StreamReader, StreamWriter]:
-        """Connect to the first of the addresses of that name which answers."""
+        """Connect to the first of the addresses of that name which answers.
+
+        Raises the error of the last one if none does.
+        """
         failure: OSError | None = None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -354,9 +387,11 @@ class Peer:
                         failure = error
             raise failure or OSError("there is no such address")
         finally:
-            del failure  # the error knows this frame, so they would keep each other in memory
+            # The error refers to this frame, so the two would keep each other in memory.
+            del failure
 
     async def _open_one(self, family: int, target: Any) -> tuple[StreamReader, StreamWriter]:
+        """Connect to one address, over TLS if we have it. Raises OSError."""
         tls = self._tls and self._tls.client
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -395,8 +430,9 @@ class Peer:
         except ScuttleupError:
             if not self._sentinel.closed:  # these logs were closed just before we used them
                 raise
-        except Exception as error:  # a mistake in this package: told as asyncio tells of its own
+        except Exception as error:
             self.failures += 1
+            # This is a mistake in this package. It is told as asyncio tells of its own.
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"{name}: an exchange failed", "exception": error}
             )
@@ -412,6 +448,7 @@ class Peer:
         return in_error
 
     def _count(self, result: Replicated) -> None:
+        """Add what an exchange came to. Only MAX_NAMED of the refused logs are kept."""
         sent, received, refused = self._replicated
         named = islice({**refused, **result.refused}.items(), MAX_NAMED)
         self._replicated = Replicated(sent + result.sent, received + result.received, dict(named))
@@ -427,13 +464,18 @@ class _Events:
     """
 
     def __init__(self) -> None:
-        # Those that were told in the last minute, by kind and remote.
+        # The events that were told in the last minute, by kind and remote, and what ends the
+        # minute.
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         # How many more there were of each, and the text of the last one.
         self._untold: dict[tuple[str, str], tuple[int, str]] = {}
 
     def tell(self, level: int, kind: str, text: str, *, who: str = "") -> None:
-        """Tell, or count, an event of this kind. `who` is the remote, in so far as it is known."""
+        """Tell, or count, an event of this kind.
+
+        `who` is the remote, in so far as it is known. With MAX_TOLD minutes under way, further
+        remotes are told as one.
+        """
         key = (kind, who if len(self._timers) < MAX_TOLD else "")
         if key in self._timers:
             self._untold[key] = (self._untold.get(key, (0, ""))[0] + 1, text)
@@ -442,10 +484,12 @@ class _Events:
         self._begin_minute(key, level)
 
     def _begin_minute(self, key: tuple[str, str], level: int) -> None:
+        """Count, for the next minute, the events that are the same as this one."""
         loop = asyncio.get_running_loop()
         self._timers[key] = loop.call_later(TELL_SECONDS, self._end_minute, key, level)
 
     def _end_minute(self, key: tuple[str, str], level: int) -> None:
+        """Tell what was counted, if anything was. Then the next minute begins, else it is over."""
         del self._timers[key]
         if key in self._untold:
             count, text = self._untold.pop(key)
@@ -453,12 +497,13 @@ class _Events:
             self._begin_minute(key, level)
 
     def close(self) -> None:
+        """Tell nothing more. What was counted is lost."""
         for timer in self._timers.values():
             timer.cancel()
 
 
 async def _listen(address: Address) -> list[socket.socket]:
-    """Listen on every address of that name; raise ScuttleupError if that cannot be had."""
+    """Listen on every address of that name. Raises ScuttleupError if that is not possible."""
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     try:
@@ -466,7 +511,8 @@ async def _listen(address: Address) -> list[socket.socket]:
             try:
                 sockets.append(socket.create_server(local, family=family, backlog=BACKLOG))
             except OSError as error:
-                # "localhost" means an IPv6 address, too, also where a machine has no IPv6.
+                # The name "localhost" means an IPv6 address as well, even where a machine has no
+                # IPv6.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 missing = error
@@ -474,7 +520,8 @@ async def _listen(address: Address) -> list[socket.socket]:
                 sockets[-1].setblocking(False)
         if missing and not sockets:
             raise missing
-    except (OSError, UnicodeError) as error:  # the latter for what no host can be called
+    # A name that no host can have is a UnicodeError.
+    except (OSError, UnicodeError) as error:
         for sock in sockets:
             sock.close()
         raise ScuttleupError(f"cannot listen on {_name(address)}: {_reason(error)}") from error
@@ -499,7 +546,8 @@ async def _accept_one(listener: socket.socket) -> tuple[socket.socket, Any]:
         readable = asyncio.Event()
         try:
             loop.add_reader(listener, readable.set)
-        except NotImplementedError:  # Windows, where it is another function
+        except NotImplementedError:
+            # Windows, where `sock_accept` is another function.
             return await loop.sock_accept(listener)
         try:
             await readable.wait()
@@ -511,12 +559,13 @@ async def _resolve(host: str, port: int, flags: int = 0) -> list[Any]:
     """What `socket.getaddrinfo` finds, without waiting for it when we end.
 
     A name server that does not answer keeps a thread for half a minute. asyncio would wait for such
-    a thread of its own at the end of the program.
+    a thread of its own at the end of the program, so this is a thread that nobody waits for.
     """
     found: Future[list[Any]] = Future()
 
     def look_up() -> None:
-        with suppress(InvalidStateError):  # nobody waits any more
+        # Nobody waits for the answer any more: the future was cancelled.
+        with suppress(InvalidStateError):
             try:
                 found.set_result(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, flags))
             except (OSError, UnicodeError) as error:
@@ -548,13 +597,15 @@ def _limit_descriptors(max_connections: int) -> int:
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft < wanted:
-        with suppress(OSError, ValueError):  # not everywhere is the hard limit the truth
+        with suppress(OSError, ValueError):
+            # Some systems name a hard limit and then refuse it.
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     return soft - min(SPARE_DESCRIPTORS, soft // 2)
 
 
 def _check_address(address: Address) -> Address:
+    """Return `address` if it is a host and a port, else raise TypeError or ValueError."""
     match address:
         case str(host), int(port):
             if host and 0 <= port <= 65535:
@@ -564,6 +615,11 @@ def _check_address(address: Address) -> Address:
 
 
 def _name(address: Address) -> str:
+    """An address as it is written: IPv6 in brackets.
+
+    >>> _name(("::1", 2014))
+    '[::1]:2014'
+    """
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -576,7 +632,8 @@ def _reason(error: Exception) -> str:
         return "no answer"
     if isinstance(error, (socket.gaierror, ssl.SSLError)) or not isinstance(error, OSError):
         return str(error)
-    # By its number, since asyncio puts the address, which we have named, where the words should be.
+    # By its number, because asyncio puts the address, which we have named already, where the words
+    # should be. On Windows `os.strerror` does not know the errors of sockets.
     if sys.platform == "win32" and (number := error.winerror or error.errno):
         from ctypes import FormatError  # strerror does not know the errors of Windows' sockets
 
