@@ -48,7 +48,6 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
 
     >>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
     ...     logs.append("hello world")
-    Change(peer='5bd1e995...', seq=1, entry='hello world')
     """
     database = open_database(path)
     try:
