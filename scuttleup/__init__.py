@@ -3,12 +3,10 @@
 Everything that a program needs is here. `open` is where to begin:
 
 >>> import scuttleup
-
 >>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
 ...     logs.append("hello world")
 ...     for change in logs.create_read_stream():
 ...         print(change)
-{peer: '...', seq: 1, entry: 'hello world'}
 
 Each file knows only the files below it, so read them from the bottom up, in three sittings:
 
