@@ -172,9 +172,7 @@ class Signer:
     ScuttleupError if PyNaCl is not installed.
 
     >>> signer = Signer(bytes(range(32)))
-
     >>> stored, link = signer.seal(1, [b"hello", b"world"], FIRST_LINK)
-
     >>> check(Run(signer.id, 1, stored), FIRST_LINK).proven
     2
     """
