@@ -203,8 +203,7 @@ class Store:
     def write_proven(
         self, runs: Iterable[Run], proven_at: dict[str, int], refused: dict[str, str]
     ) -> int:
-        """Store what `prove` returned, and leave out only what is refused; return how many were
-        new.
+        """Store what `prove` returned, but for what is refused; return how many were new.
 
         The reasons for a refusal are those of `write`. Here each is added to `refused`, by peer,
         and all that follows in that log is left out. Everything else is stored.
@@ -221,12 +220,11 @@ class Store:
         refused: dict[str, str] | None,
         proven_at: dict[str, int],
     ) -> int:
-        """Store `runs` in one batch, move the heads, and tell the followers; return how many were
-        new.
+        """Store `runs` in one batch, move the heads, tell the followers; return how many were new.
 
         `refused` gets the reasons for what is left out. If it is None, the first reason is a
-        ValueError and nothing is stored. `proven_at` has the heads on which the check of
-        signatures rests.
+        ValueError and nothing is stored. `proven_at` has the heads on which the check of signatures
+        rests.
         """
         # The heads as they will be, of the logs that get entries here.
         heads: dict[str, int] = {}
