@@ -96,7 +96,9 @@ class _Round:
     # Nothing in here may refer to the loop. It is the key in `_all`, so it would never be freed.
 
     def __init__(self) -> None:
-        self._begun: float | None = None  # when the first turn of this round began, if it has
+        # When the first turn of this round began; None if there was none yet.
+        self._begun: float | None = None
+        # A ticket for each task that waits for its turn, the one that came first at the front.
         self._waiting: deque[object] = deque()
 
     @classmethod
