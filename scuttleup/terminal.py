@@ -52,10 +52,12 @@ from .changes import Change
 from .errors import DatabaseError, ScuttleupError
 from .log import Scuttleup
 
+# Bytes that are read from stdin at once.
 READ_BYTES = 64 * 1024
-# What is taken of stdin at the end: the most that a pipe holds, on Linux.
+# Bytes that are taken of stdin at the end. It is the most that a pipe can hold on Linux, see
+# pipe(7).
 LAST_BYTES = 1024 * 1024
-# Messages that wait to be written.
+# How many messages may wait to be written.
 MAX_MESSAGES = 1000
 # Seconds between two looks at a terminal that belongs to somebody else, and between two figures of
 # the progress.
@@ -73,8 +75,9 @@ class Printer:
     """Prints what is stored from now on, except what this peer appends: that was typed here.
 
     `fail` is called, from the thread of the printer, if the database cannot be read. Leaving the
-    `with` prints what was stored by then. A slow reader of stdout is waited for as long as
-    `may_wait` returns true, after that only while there is progress, and for two seconds at most.
+    `with` prints what was stored until then. A slow reader of stdout is waited for as long as
+    `may_wait` returns true. After that it is waited for only while there is progress, and for two
+    seconds at most.
     """
 
     def __init__(
@@ -85,21 +88,27 @@ class Printer:
         self._may_wait = may_wait
         self._stdout = _unbuffered(1, "wb")
         self._encoding = sys.stdout.encoding
-        self._printed = logs.head  # how far the entries are printed
+        # How far each log is printed.
+        self._printed = logs.head
         self._stream = logs.create_read_stream(
             since=self._printed, live=True, value_encoding="utf-8"
         )
-        self.received = 0  # how many changes have come
-        self.failed = False  # whether one could not be printed, at the first try at least
-        self._progress = 0  # goes up with each write
+        # How many changes have come.
+        self.received = 0
+        # Whether a change could not be printed, at the first try at least.
+        self.failed = False
+        # This goes up with each write.
+        self._progress = 0
+        # Set when the peer has gone.
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
+        """Print what comes until the stream is closed, and then what is left. Runs in a thread."""
         try:
             for change in self._stream:
                 self._print(change)
-            # The stream was closed. What it had not come to yet is in the database.
+            # The stream was closed. The entries that it had not come to yet are in the database.
             for change in self._logs.create_read_stream(
                 since=self._printed, value_encoding="utf-8"
             ):
@@ -108,6 +117,7 @@ class Printer:
             self._fail(error)
 
     def _print(self, change: Change) -> None:
+        """Print one change. Try again as long as that may help: see "What can be wrong" above."""
         self._printed[change.peer] = change.seq
         self.received += 1
         if change.peer == self._logs.id:
@@ -121,7 +131,7 @@ class Printer:
                 if not self.failed:
                     logger.warning("stdout: %s", error.strerror)
                 self.failed = True
-                # A pipe without a reader, as Windows names it, too, gets none later.
+                # A pipe without a reader gets none later. Windows calls that EINVAL.
                 if self._ending.is_set() or error.errno in (errno.EPIPE, errno.EINVAL):
                     return
                 self._ending.wait(RETRY)
@@ -145,23 +155,27 @@ class Printer:
 class Typist:
     """Hands over what is typed, or what else comes from stdin.
 
-    `take` is called with some bytes and, at the end of stdin, with b"". `fail` gets a DatabaseError
-    of it. Any other error of it is told and means that nothing more is taken. Both are called from
-    the thread of the typist.
+    `take` is called with some bytes and, at the end of stdin, with b"". If it raises a
+    DatabaseError, `fail` gets that. Any other error of it is told, and means that nothing more is
+    taken. Both are called from the thread of the typist.
     """
 
     def __init__(self, take: Callable[[bytes], object], fail: Callable[[Exception], None]) -> None:
         self._take = take
         self._fail = fail
         self._stdin = _unbuffered(0, "rb")
-        self._last = LAST_BYTES  # how many bytes may still be taken at the end
-        # A pipe of which the one end can be read once the other is closed: it is time to end.
+        # How many bytes may still be taken once the end has come.
+        self._last = LAST_BYTES
+        # A pipe whose reading end becomes readable when the other end is closed: that says that it
+        # is time to end. A thread that sleeps in `select` can be woken by nothing else.
         self._end, self._ender = os.pipe()
         if sys.platform != "win32":
+            # Reading in the background is to be an error, and not to stop the whole process.
             signal.signal(signal.SIGTTIN, signal.SIG_IGN)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
+        """Hand over what comes, until stdin or the peer has ended. Runs in a thread."""
         try:
             while (data := self._read()) is not None:
                 self._take(data)
@@ -170,7 +184,7 @@ class Typist:
         except DatabaseError as error:
             self._fail(error)
         except (ScuttleupError, ValueError, OverflowError) as error:
-            # Too long a line, or a log that cannot be appended to. The peer still serves others.
+            # A line is too long, or the log cannot be appended to. The peer still serves others.
             logger.warning("stdin: %s: nothing more is taken", error)
         except OSError:  # there is no stdin
             pass
@@ -179,16 +193,19 @@ class Typist:
         """What comes next; b"" at the end of stdin, None when there is no more before we end."""
         if sys.platform == "win32":
             return self._stdin.read(READ_BYTES)
-        from select import select  # only here: on Windows it knows nothing but sockets
+        # Only here, because on Windows it knows nothing but sockets.
+        from select import select
 
         while True:
             ready = select([0, self._end], [], [])[0]
+            # Everything that was ready when the end came is taken first.
             if 0 not in ready or self._last <= 0:
                 return None
             if _may_read(self._stdin) and (data := _read_now(self._stdin)) is not None:
                 if self._end in ready:
                     self._last -= len(data)
                 return data
+            # Not ours at present, so look again later, unless the end comes.
             if select([self._end], [], [], LOOK)[0]:
                 return None
 
@@ -203,13 +220,18 @@ class Typist:
 
 
 class Messages(logging.Handler):
-    """Writes to stderr what is logged. Leaving the `with` writes what was logged by then."""
+    """Writes to stderr what is logged. Leaving the `with` writes what was logged until then.
+
+    It is a handler of the logger "scuttleup", which it sets to the level INFO.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._stderr = _unbuffered(2, "wb")
         self._encoding = sys.stderr.encoding
+        # What `show` shows, if it does.
         self._figure: Callable[[], str] | None = None
+        # What waits to be written; None says that nothing more comes.
         self._queue: queue.Queue[str | None] = queue.Queue(MAX_MESSAGES)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -219,13 +241,16 @@ class Messages(logging.Handler):
         self._put(figure() + "\r")
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Queue one record. The logger calls this, from any thread."""
         self._put(f"scuttleup: {self.format(record)}{os.linesep}")
 
     def _put(self, text: str | None) -> None:
+        """Queue a text, or drop it if too many wait."""
         with suppress(queue.Full):
             self._queue.put_nowait(text)
 
     def _run(self) -> None:
+        """Write what is queued, and the figure while nothing is. Runs in a thread."""
         while True:
             try:
                 text = self._queue.get(timeout=LOOK if self._figure else None)
@@ -262,11 +287,13 @@ def _may_read(stdin: FileIO) -> bool:
     """Whether stdin is not a terminal that somebody else uses now."""
     if sys.platform == "win32" or not stdin.isatty():
         return True
-    import termios  # only here: Windows does not have it
+    # Only here, because Windows does not have it.
+    import termios
 
     try:
+        # A terminal that does not control this process has no front and no background: an OSError.
         in_front = os.tcgetpgrp(stdin.fileno()) == os.getpgrp()
-    except OSError:  # it does not control this process, so there is no front and no background
+    except OSError:
         in_front = True
     return in_front and bool(termios.tcgetattr(stdin)[3] & termios.ICANON)
 
@@ -284,6 +311,7 @@ def _read_now(stdin: FileIO) -> bytes | None:
 def _write(file: FileIO, data: bytes) -> int:
     """Write some of `data` and return how much."""
     written = file.write(data)
-    if written is None:  # another program that has this file made it one that does not wait
+    if written is None:
+        # Another program that has this file open made it one that does not wait.
         time.sleep(0.05)
     return written or 0
