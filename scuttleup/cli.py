@@ -17,6 +17,14 @@ stderr (see `terminal.py`). They share nothing with the peer but the logs. It en
 4. The database is closed.
 
 A second signal ends the process at once, in case the first hangs in a write of LevelDB.
+
+Nothing here is needed to use the package from a program. Nothing below this file prints, reads
+stdin or handles signals, except `terminal.py`, which does so for this file. What takes long to
+load, asyncio above all, is imported by the one command that needs it.
+
+What is read, and what is printed, is bytes as far as possible. An argument is appended as it was
+typed, whatever the locale. An entry is printed in the encoding of stdout, and what that lacks is
+escaped, so that no entry can end the program with an error.
 """
 
 from __future__ import annotations
@@ -38,6 +46,7 @@ from .log import Scuttleup
 from .log import open as open_logs
 from .messages import MODES
 
+# Stands at the end of every help text.
 EPILOG = """\
 Exit status: 0 when all went well; 1 after an error, told in one line, and when --once had to leave
 out a log; 2 for wrong arguments; 130 after Ctrl-C or SIGTERM, but 0 where they are the usual end
@@ -51,28 +60,38 @@ Each sees what the other types, at once or, after having been away, later."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command in `argv` and return the exit status."""
+    """Run the command in `argv`, or in the arguments of the process, and return the exit status.
+
+    It changes the process as a program may do that owns it: the handlers of signals, the encoding
+    of stdout, and the file descriptors 0, 1 and 2 where they are closed.
+
+    >>> main(["--db", "logs.db", "append", "hello world"])
+    0
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command == "replicate":
         _check_replicate(parser, args)
     elif sys.platform != "win32":
-        # So that `scuttleup read | head` ends quietly. A peer must not end like this, since it also
-        # gets the signal when a remote has gone.
+        # `scuttleup read | head` is to end quietly. A peer must not end like this, because it also
+        # gets this signal when a remote has gone.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    for fd in (0, 1, 2):  # where one is closed, LevelDB would get it, and what we print
+    # Where one of these is closed, LevelDB would get its number, and then what we print.
+    for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    # SIGTERM does the same as Ctrl-C: it raises KeyboardInterrupt.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         options = {"only_signed": True} if getattr(args, "only_signed", False) else {}
         with open_logs(args.db, signed=args.signed, **options) as logs:
             status = int(args.run(logs, args) or 0)
-            sys.stdout.flush()  # here, where what is wrong with it is told
+            # It is done here, where an error of stdout is told like any other.
+            sys.stdout.flush()
             return status
     except (ScuttleupError, OSError, ValueError, OverflowError) as error:
         return _complain(str(error))
@@ -81,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of all arguments. Each command leaves its function in `args.run`."""
     style: dict[str, Any] = {"epilog": EPILOG}
     style["formatter_class"] = argparse.RawDescriptionHelpFormatter
     about = "Append-only logs that replicate from peer to peer."
@@ -138,10 +158,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _complain(message: str) -> int:
+    """Print one line on stderr and return the exit status 1."""
     print(f"scuttleup: {message}", file=sys.stderr)
     try:
         sys.stdout.flush()
-    except OSError:  # Python would try again at the end, with two more lines and status 120
+    except OSError:
+        # Python would try to flush stdout again at the end, with two more lines and status 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 1
 
@@ -150,28 +172,37 @@ def _complain(message: str) -> int:
 
 
 def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Append the arguments in one atomic step, or stdin line by line as it comes."""
     if args.entries:
-        logs.extend([os.fsencode(entry) for entry in args.entries])  # as they were typed
+        # As they were typed, byte for byte.
+        logs.extend([os.fsencode(entry) for entry in args.entries])
         return
     lines = Lines(logs)
-    # Without a buffer, so that each line is stored as it comes. Opened like this, and not read with
-    # os.read, a console of Windows gives UTF-8.
+    # There is no buffer, so that each line is stored as it comes. Opened like this, and not read
+    # with os.read, a console of Windows gives UTF-8.
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         while lines.take(stdin.read(1 << 16)):
             pass
 
 
 class Lines:
-    """Appends lines as they come: those of one read in one atomic step."""
+    """Appends lines as they come: those of one read in one atomic step.
+
+    >>> lines = Lines(logs)
+    >>> lines.take(b"one\\ntwo\\nthr"), lines.take(b"ee\\n"), lines.take(b"")
+    (True, True, False)
+    """
 
     def __init__(self, logs: Scuttleup) -> None:
         self._logs = logs
-        self._rest = bytearray()  # a line that has not ended yet
+        # A line that has not ended yet.
+        self._rest = bytearray()
 
     def take(self, data: bytes) -> bool:
-        """Append the lines that end in `data`, b"" ends the last one; return whether to go on.
+        """Append the lines that end in `data`, and return whether there can be more.
 
-        Raises ValueError if a line is too long for an entry.
+        b"" is the end of the input, which also ends the last line. Raises ValueError if a line is
+        too long for an entry.
         """
         ends = data or (b"\n" if self._rest else b"")
         self._rest += ends
@@ -187,7 +218,9 @@ class Lines:
 
 
 def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Print every entry, or every one that was not there when FILE was written."""
     since = None
+    # JSON shows an entry as text only if nothing gets lost.
     encoding = "binary" if args.json else "utf-8"
     try:
         if args.since is not None:
@@ -201,6 +234,11 @@ def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
 
 
 def _json_line(change: Change) -> str:
+    """A change as one line of JSON.
+
+    >>> _json_line(Change("foobar", 1, b"hello"))
+    '{"peer": "foobar", "seq": 1, "entry": "hello"}'
+    """
     try:
         entry = {"entry": change.entry.decode()}
     except UnicodeDecodeError:
@@ -209,6 +247,7 @@ def _json_line(change: Change) -> str:
 
 
 def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Print the last number of every log. This peer's own log stands there even if it is empty."""
     head = logs.head
     if args.json:
         print(json.dumps(head))
@@ -218,6 +257,7 @@ def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
 
 
 def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
+    """Print what is in each log, and return 1 if there is any fault."""
     from .check import check_logs, stray_keys
 
     faults = 0
@@ -229,6 +269,7 @@ def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
         )
         faults += bool(fault)
     for count, key in enumerate(stray_keys(logs)):
+        # A database of the original can have very many of them.
         if count < MAX_NAMED:
             print(f"{key!r}: the key of no entry")
         faults += 1
@@ -245,13 +286,19 @@ def _check_replicate(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     if not args.addresses and not args.listen:
         parser.error("replicate: name a HOST:PORT to connect to, or --listen")
     args.tls = [args.tls_cert, args.tls_key, args.tls_ca]
-    if None in args.tls:  # "" is a file that is not there: no reason to do without
+    # "" is a file that is not there. It is no reason to do without TLS.
+    if None in args.tls:
         if args.tls != [None] * 3:
             parser.error("replicate: --tls-cert, --tls-key and --tls-ca go together")
         args.tls = None
 
 
 def _address(text: str, default_host: str = "") -> tuple[str, int]:
+    """The host and port in the argument `text`, in which IPv6 stands in brackets.
+
+    >>> _address("[::1]:2014")
+    ('::1', 2014)
+    """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or default_host
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -260,13 +307,19 @@ def _address(text: str, default_host: str = "") -> tuple[str, int]:
 
 
 def _replicate(logs: Scuttleup, args: argparse.Namespace) -> int:
-    import asyncio  # only here: it takes longer to load than all the rest
+    """Run a peer until it ends, and return the exit status."""
+    # Only here, because it takes longer to load than all the rest.
+    import asyncio
 
     return asyncio.run(_run_peer(logs, args))
 
 
 async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
-    """Run a peer, with threads around it that print and type, and return the exit status."""
+    """Run a peer, with threads around it that print and type, and return the exit status.
+
+    See the theory of operation for the order in which all this ends. The `with` blocks are in that
+    order from the inside out.
+    """
     import asyncio
     import logging
     from contextlib import nullcontext
@@ -276,12 +329,16 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     from .terminal import Messages, Printer, Typist
 
     loop = asyncio.get_running_loop()
+    # Set when the peer is to end.
     over = asyncio.Event()
+    # Set after a signal. It may be asked from any thread.
     interrupted = Event()
-    errors: list[Exception] = []  # of our own database
+    # The errors of our own database that the threads have met.
+    errors: list[Exception] = []
 
     def interrupt(signum: int, frame: object) -> None:
-        signal.signal(signum, signal.SIG_DFL)  # for a second one, if a write of ours hangs
+        # A second one ends the process, in case a write of ours hangs.
+        signal.signal(signum, signal.SIG_DFL)
         interrupted.set()
         loop.call_soon_threadsafe(over.set)
 
@@ -294,7 +351,8 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
         return args.once and not interrupted.is_set()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as a shell does for `&` in a script
+        # A shell has a job that `&` starts in a script ignore Ctrl-C. It stays like that.
+        if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, interrupt)
     peer = Peer(
         logs,
@@ -313,7 +371,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
                 messages.show(lambda: f"received {printer.received}")
             async with peer:
                 ends = (asyncio.create_task(peer.wait()), asyncio.create_task(over.wait()))
-                # With a look every second. A signal that came while the process was stopped may
+                # There is a look every second. A signal that came while the process was stopped may
                 # have gone to another thread, and Python handles it when this one wakes.
                 while not any(end.done() for end in ends):
                     await asyncio.wait(ends, timeout=1, return_when=asyncio.FIRST_COMPLETED)
