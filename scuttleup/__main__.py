@@ -1,4 +1,4 @@
-"""`python -m scuttleup` is the command line."""
+"""`python -m scuttleup` is the command line; see `cli.py`."""
 
 import sys
 
