@@ -67,19 +67,7 @@ from .changes import Change, Run, expand
 from .errors import ConnectionLost, ProtocolError
 from .follower import Follower
 from .keys import check_peer, log_bytes
-from .limits import (
-    MAX_ENTRY,
-    MAX_FRAME,
-    MAX_HANDSHAKE,
-    MAX_LEFT_OUT,
-    MAX_NAMED,
-    MAX_SHOWN,
-    MAX_TOLD,
-    PROGRESS_BYTES,
-    TELL_SECONDS,
-    TURN_BYTES,
-    TURN_RUNS,
-)
+from .limits import MAX_ENTRY, MAX_LEFT_OUT, MAX_TOLD, TELL_SECONDS
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 from .store import Store
 
@@ -241,8 +229,8 @@ class ReplicationStream:
         count = len(heads)
         # An id and a mode take less than 512 bytes. The logs are cut in proportion and measured
         # again.
-        while (size := digests_size(heads)) > MAX_HANDSHAKE - 512:
-            heads = dict(islice(heads.items(), len(heads) * (MAX_HANDSHAKE - 1024) // size))
+        while (size := digests_size(heads)) > limits.MAX_HANDSHAKE - 512:
+            heads = dict(islice(heads.items(), len(heads) * (limits.MAX_HANDSHAKE - 1024) // size))
         if len(heads) < count:
             self._warnings.tell(
                 f"{count - len(heads)} of {count} logs do not fit into our handshake: "
@@ -324,22 +312,21 @@ class ReplicationStream:
             if self._follower:
                 self._store.check_process()
             return b""
+        most = limits.TURN_BYTES
         # This is the middle of a large entry.
-        if len(self._outgoing) >= TURN_BYTES:
-            data, self._outgoing = bytes(self._outgoing[:TURN_BYTES]), self._outgoing[TURN_BYTES:]
+        if len(self._outgoing) >= most:
+            data, self._outgoing = bytes(self._outgoing[:most]), self._outgoing[most:]
             return data
         pieces: list[bytes | memoryview] = [self._outgoing]
         size = len(self._outgoing)
-        for _ in range(TURN_RUNS):
-            if size >= TURN_BYTES:
-                break
-            if not (piece := self._next_piece()):
+        for _ in range(limits.TURN_RUNS):
+            if size >= most or not (piece := self._next_piece()):
                 break
             pieces.append(piece)
             size += len(piece)
         data = b"".join(pieces)
-        self._outgoing = memoryview(data)[TURN_BYTES:] if size > TURN_BYTES else b""
-        return data[:TURN_BYTES]
+        self._outgoing = memoryview(data)[most:] if size > most else b""
+        return data[:most]
 
     def _next_piece(self) -> bytes:
         """A piece of our handshake or the frames of a run; b"" when there are none now."""
@@ -556,7 +543,7 @@ class ReplicationStream:
         shown = _show(peer)
         if shown in self._refused:
             return
-        if len(self._refused) == MAX_NAMED:
+        if len(self._refused) == limits.MAX_NAMED:
             self._unnamed += 1
             return
         self._refused[shown] = reason
@@ -583,7 +570,7 @@ class ReplicationStream:
         if self.closed:
             return limits.ALIVE
         # How many frames are complete, and how many times PROGRESS_BYTES have come of the next.
-        frame = self._decoder.ended, self._decoder.pending // PROGRESS_BYTES
+        frame = self._decoder.ended, self._decoder.pending // limits.PROGRESS_BYTES
         half = self._remote is None or self._decoder.pending > 0
         # A mark that is always new, such as the time, says that nothing is waited for.
         if self._frame_stands.seconds(frame if half else now, now) > limits.ALIVE:
@@ -592,7 +579,10 @@ class ReplicationStream:
                 raise ProtocolError(f"half a frame did not grow for {limits.ALIVE} seconds")
             raise ConnectionLost(f"no handshake within {limits.ALIVE} seconds")
         waiting = self.waiting and not unsent
-        coming = self._progress, min(self._since_progress, MAX_FRAME) // PROGRESS_BYTES
+        coming = (
+            self._progress,
+            min(self._since_progress, limits.MAX_FRAME) // limits.PROGRESS_BYTES,
+        )
         if self._promise_stands.seconds(coming if waiting else now, now) > limits.PROMISED:
             self._promised = {}
         return (limits.ALIVE if self._live else limits.PROMISED) / 5
@@ -604,7 +594,7 @@ def _show(peer: str) -> str:
     >>> _show("a\\nb")
     'a\\\\nb'
     """
-    return repr(peer[:MAX_SHOWN])[1:-1] + "…" * (len(peer) > MAX_SHOWN)
+    return repr(peer[: limits.MAX_SHOWN])[1:-1] + "…" * (len(peer) > limits.MAX_SHOWN)
 
 
 def _ask(verify: Callable[[Change], bool] | None, change: Change) -> None:
