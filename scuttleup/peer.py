@@ -60,20 +60,13 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from itertools import islice
-from types import TracebackType
 from typing import Any, NamedTuple
 
+from . import limits
 from .errors import ConnectionLost, ProtocolError, ScuttleupError
-from .limits import (
-    BACKLOG,
-    CONNECT_SECONDS,
-    MAX_CONNECTIONS,
-    MAX_NAMED,
-    MAX_TOLD,
-    SPARE_DESCRIPTORS,
-    TELL_SECONDS,
-)
+from .limits import MAX_TOLD, TELL_SECONDS
 from .log import Scuttleup
 from .messages import MODES
 from .replication import Replicated
@@ -159,7 +152,7 @@ class Peer:
         mode: str = "sync",
         live: bool = True,
         tls: Tls | None = None,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int = limits.MAX_CONNECTIONS,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
@@ -230,13 +223,12 @@ class Peer:
     async def __aenter__(self) -> Peer:
         loop = asyncio.get_running_loop()
 
-        def wake() -> None:
-            loop.call_soon_threadsafe(self._look)
-
         # A group can be entered once: this is a RuntimeError if the peer was entered before.
         await self._group.__aenter__()
         # This follower gives nothing to read. It is here to be woken when the logs are closed.
-        self._sentinel = self._logs._store.follow({}, snapshot=False, live=False, wake=wake)
+        self._sentinel = self._logs._store.follow(
+            {}, snapshot=False, live=False, wake=partial(loop.call_soon_threadsafe, self._look)
+        )
         self._first_spare = _limit_descriptors(self._max_connections)
         sockets = await _listen(self._listen) if self._listen else []
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
@@ -250,15 +242,12 @@ class Peer:
         return self
 
     async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
     ) -> None:
         self._sentinel.close()
         self._stop()
         try:
-            await self._group.__aexit__(kind, error, traceback)
+            await self._group.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
             # There is one error that matters: the body's own, else the first that a task had. To
             # return says that the body's own goes on.
@@ -379,7 +368,7 @@ class Peer:
         """
         failure: OSError | None = None
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(limits.CONNECT_SECONDS):
                 for family, *_, target in await _resolve(*address):
                     try:
                         return await self._open_one(family, target)
@@ -450,7 +439,7 @@ class Peer:
     def _count(self, result: Replicated) -> None:
         """Add what an exchange came to. Only MAX_NAMED of the refused logs are kept."""
         sent, received, refused = self._replicated
-        named = islice({**refused, **result.refused}.items(), MAX_NAMED)
+        named = islice({**refused, **result.refused}.items(), limits.MAX_NAMED)
         self._replicated = Replicated(sent + result.sent, received + result.received, dict(named))
 
 
@@ -509,7 +498,7 @@ async def _listen(address: Address) -> list[socket.socket]:
     try:
         for family, *_, local in await _resolve(*address, flags=socket.AI_PASSIVE):
             try:
-                sockets.append(socket.create_server(local, family=family, backlog=BACKLOG))
+                sockets.append(socket.create_server(local, family=family, backlog=limits.BACKLOG))
             except OSError as error:
                 # The name "localhost" means an IPv6 address as well, even where a machine has no
                 # IPv6.
@@ -536,11 +525,8 @@ async def _accept_one(listener: socket.socket) -> tuple[socket.socket, Any]:
     """
     loop = asyncio.get_running_loop()
     while True:
-        try:
+        with suppress(BlockingIOError):
             sock, address = listener.accept()
-        except BlockingIOError:
-            pass
-        else:
             sock.setblocking(False)
             return sock, address
         readable = asyncio.Event()
@@ -593,7 +579,7 @@ def _limit_descriptors(max_connections: int) -> int:
         return 0
     # Not simply the hard limit: that can be a billion, and some programs close every descriptor
     # up to the limit when they start another.
-    wanted = max_connections + 4 * SPARE_DESCRIPTORS
+    wanted = max_connections + 4 * limits.SPARE_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft < wanted:
@@ -601,7 +587,7 @@ def _limit_descriptors(max_connections: int) -> int:
             # Some systems name a hard limit and then refuse it.
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-    return soft - min(SPARE_DESCRIPTORS, soft // 2)
+    return soft - min(limits.SPARE_DESCRIPTORS, soft // 2)
 
 
 def _check_address(address: Address) -> Address:
