@@ -87,8 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        options = {"only_signed": True} if getattr(args, "only_signed", False) else {}
-        with open_logs(args.db, signed=args.signed, **options) as logs:
+        only_signed = getattr(args, "only_signed", False)
+        with open_logs(args.db, signed=args.signed, only_signed=only_signed) as logs:
             status = int(args.run(logs, args) or 0)
             # It is done here, where an error of stdout is told like any other.
             sys.stdout.flush()
