@@ -48,9 +48,9 @@ MAX_SKIPPED = 1024 * 1024 * 1024
 # Bytes that are kept of one field of such a frame. The longest valid digest has 266 bytes.
 MAX_FIELD = 1024
 # How many logs one connection remembers as left out, because something was wrong with an entry of
-# theirs. Each takes some 100 to 350 bytes. When there are more, no log is taken any more of which
-# we have nothing. A remote gets there only by sending so many bad logs, and with as many good ones
-# it could use up the room in our handshake, too.
+# theirs. Each takes some 100 to 350 bytes. When there are more, only logs that are here already are
+# taken. A remote gets there only by sending so many bad logs, and with as many good ones it could
+# use up the room in our handshake, too.
 MAX_LEFT_OUT = 100_000
 # How many of these logs are named, each by a warning and a line in `Replicated.refused`. The others
 # are counted.
