@@ -127,7 +127,7 @@ def _decode_json(entry: bytes) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    """Refuse the name of a number that is none: NaN, Infinity or -Infinity."""
+    """Refuse NaN, Infinity or -Infinity, which JSON does not know."""
     raise ValueError(f"{constant} is not JSON")
 
 
