@@ -239,8 +239,8 @@ class Decoder:
     def changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
         """The changes that have come, in runs: (peer, first number, entries).
 
-        A run ends where the next change is of another log, or after a gap, or where what has come
-        ends. A run without entries stands for one change of that number whose entry is too large.
+        A run ends at a gap, before a change of another log, and where the bytes that have come end.
+        A run without entries stands for one change of that number whose entry is too large.
         """
         while True:
             if self._coming is None:
@@ -369,7 +369,7 @@ class _Coming:
         """
         self._skip -= self._drop(buffer, self._skip)
         data = bytes(buffer if len(buffer) <= self.left else buffer[: self.left])
-        # A field is read when as much of it is there as is ever looked at. At the end of the
+        # A field is read as soon as all that is ever looked at of it has come. At the end of the
         # message there is nothing to wait for.
         enough = len(data) if len(data) == self.left else len(data) - _MAX_PREFIX - MAX_FIELD + 1
         pos = 0
@@ -499,7 +499,7 @@ def _decode_varint(buffer: bytes, pos: int, most: int = 10) -> tuple[int, int]:
 
 
 def _text(value: bytes) -> str:
-    """The text in a field. Of one that was cut off, perhaps within a character, what there is."""
+    """The text in a field. If it was cut off, perhaps within a character, this is its beginning."""
     if len(value) >= MAX_FIELD:  # cut off, perhaps within a character
         return value[:MAX_FIELD].decode(errors="replace")
     return value.decode()
