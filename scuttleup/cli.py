@@ -11,9 +11,9 @@ acknowledged was not stored.
 `replicate` is a `Peer` in the main thread, with a thread around it for each of stdin, stdout and
 stderr (see `terminal.py`). They share nothing with the peer but the logs. It ends in this order:
 
-1. The peer ends, after a signal, or because of `--once`, or because our own database failed.
-2. What was typed by then is appended. It is stored, and sent at the next meeting.
-3. What was stored by then is printed.
+1. The peer ends, after a signal, or because of `--once`, or because our own database failed. 2.
+   What was typed until then is appended. It is stored, and sent at the next meeting. 3. What was
+   stored until then is printed.
 4. The database is closed.
 
 A second signal ends the process at once, in case the first hangs in a write of LevelDB.
@@ -76,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         # `scuttleup read | head` is to end quietly. A peer must not end like this, because it also
         # gets this signal when a remote has gone.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    # Where one of these is closed, LevelDB would get its number, and then what we print.
+    # Where one of these is closed, LevelDB would get its number, and our output would go into the
+    # database.
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
