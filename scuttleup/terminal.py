@@ -14,19 +14,19 @@ or no other peer gets a byte meanwhile. So each of the three files has a thread 
 A printer needs no queue, because the database is one: a stream that is read slowly costs nothing.
 The queue of `Messages` is short, and a message that does not fit is dropped.
 
-**What can be wrong with an output** ends nothing but that output. Where the disk is full, a printer
-tries again once a second, so nothing is lost when there is room again. Where nobody will ever read,
-it stops printing. Messages that cannot be written are dropped.
+**What can be wrong with an output** ends nothing but that output. If the disk is full, a printer
+tries again once a second, so nothing is lost when there is room again. If nobody will ever read, it
+stops printing. Messages that cannot be written are dropped.
 
-**What belongs to somebody else** is not read. A job in the background gets an error (EIO) when it
-reads from the terminal, as long as it ignores SIGTTIN, which would stop it otherwise. A terminal
-that does not hand out whole lines is used by a program that shows one screen at a time, such as a
-pager; it would miss the keys that we take. In both cases the typist looks again five times a
-second. The terminal tells nobody when it changes hands.
+**What belongs to somebody else** is not read. A job in the background that reads from the terminal
+is stopped by the signal SIGTTIN. We ignore that signal, and then the read is an error (EIO)
+instead. A terminal that does not hand out whole lines is in use by a program such as a pager, which
+would miss the keys that we take. In both cases the typist looks again five times a second. The
+terminal tells nobody when it changes hands.
 
 **How it ends.** Each of the three is a context manager, which is left after the peer has gone. The
 typist takes what lies ready in stdin, at most 1 MiB, because `yes` never ends. The printer prints
-what was stored by then. Neither can keep the program from ending: the threads are daemons, they
+what was stored until then. Neither can keep the program from ending: the threads are daemons, they
 hold no lock of Python's own file objects, and a printer that makes no progress is not waited for.
 
 On Windows stdin cannot be asked whether there is something to read. There the typist just reads,
