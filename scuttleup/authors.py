@@ -3,16 +3,16 @@
 Theory of operation
 -------------------
 
-`signing.py` answers both questions, if it is told the *link* after the entry before: the SHA-256 of
-that entry as it is stored. So for each log the link after its head is needed. It is not kept in
-memory, because the head itself is in LevelDB and a hash takes less time than a signature. Only when
-the newest entry is deleted its hash is kept, under a key of its own that the same batch writes.
+`signing.py` answers both questions if it knows one thing, the *link*: the SHA-256 of the entry
+before, as that is stored. So the link after the head of each log is needed. It is not kept in
+memory, because it can be computed from the newest entry in LevelDB, and a hash takes less time than
+a signature. If the newest entry is deleted, the same batch stores its hash under a key of its own.
 
-*Our own log* goes on from our newest entry. Before the first entry is signed it is made sure that
-the secret key is that of the log, and that the newest entry is signed: a program that knows nothing
-of signatures may have appended to this database, and what we signed on top of that would be worth
-nothing to others. From then on the link of the next entry is remembered. It is used only while the
-head is where it was then; else the link is read anew. So a write that failed does no harm. It is
+*Our own log* goes on from our newest entry. Before the first entry is signed, two things are
+checked: the secret key is that of the log, and the newest entry is signed. A program that knows
+nothing of signatures may have appended to this database, and other peers would refuse whatever we
+signed on top of that. From then on the link of the next entry is remembered. It is used only while
+the head is where it was then; else the link is read anew. So a write that failed does no harm. It is
 forgotten when entries of our own log come in from others, as after a backup was restored: the head
 may then be where a failed write would have brought it, with another entry.
 
