@@ -5,20 +5,21 @@ Theory of operation
 
 A `Database` is an open LevelDB together with three promises that the binding does not make.
 
-*Closing is safe.* The binding crashes the process if a LevelDB is closed while another thread
-reads from it. Here whoever reads holds the lock `reads`, whoever writes holds the lock `writes`,
-and both then ask `ready` for the LevelDB. `close` first writes down why there can be no further
-reads and writes (`refusal`), and then takes both locks once. When it has had them, no thread is
+*Closing is safe.* The binding crashes the process if a LevelDB is closed while another thread reads
+from it. Here, a thread that reads holds the lock `reads` and a thread that writes holds the lock
+`writes`. Either then asks `ready` for the LevelDB. `close` first sets `refusal`, the reason why
+nothing can be read or written any more, and then takes both locks once. After that, no thread is
 inside LevelDB and no thread will come in. The wait is short, because a reader gives the lock back
 after each run, and no iterator outlives the lock. Both locks are RLocks, because a signal handler
 may call `close` while its own thread is reading. That is safe: Python runs a handler between two
 calls into LevelDB and never during one. Whoever holds `reads` never waits for `writes`, so the two
 cannot block each other.
 
-*A child process keeps its hands off.* After a fork, parent and child would write to the same
-files, and LevelDB's own thread does not exist in the child, so that even dropping the LevelDB
-could wait for ever. So in the child every `Database` that was open is refused, its locks, which
-another thread may have held, are made anew, and the binding's object is never freed.
+*A child process does not touch the files of its parent.* After a fork, parent and child would write
+to the same files, and LevelDB's own thread does not exist in the child, so that even dropping the
+LevelDB could wait for ever. So in the child every `Database` that was open refuses to be used. Its
+locks are made anew, because another thread may have held them, and the binding's object is never
+freed.
 
 *Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
 the reason, and the binding's own error as its cause.
@@ -38,9 +39,9 @@ File names
 
 LevelDB takes a file name as bytes and hands them to the system. Windows reads them in its code
 page, for instance 1252, while the bindings encode a str in UTF-8, as Python does for its own files.
-`grün.db` would become another folder than the one that was asked for. So this file encodes and
-decodes all that LevelDB takes and says, its messages as well, and refuses a path with a letter that
-the code page lacks.
+`grün.db` would become another folder than the one that was asked for. So this file encodes the
+paths that LevelDB takes and decodes the messages that it gives. It refuses a path with a letter
+that the code page lacks.
 """
 
 from __future__ import annotations
