@@ -34,9 +34,9 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
     """Open the logs in the LevelDB at `path`, a folder, which is made if there is nothing.
 
     A database is made where there is nothing, in an empty folder, and where a first run was killed
-    before it had made one. What is there is opened with every check that LevelDB has. Anything else
-    is refused with a DatabaseError that says why, and nothing is changed then: for instance if
-    another process has the database open, if a part of it is missing, or if the folder holds other
+    before it had made one. A database that is there is opened with every check that LevelDB has.
+    Anything else is a DatabaseError that says why, and then nothing was changed. Examples are a
+    database that another process has open, one that lacks a part, and a folder that holds other
     files.
 
     `signed` makes the log of a new database a signed one. Its secret key then lies in the folder as
@@ -68,8 +68,8 @@ class Scuttleup:
 
     `db` is a LevelDB that the caller has opened, and closes after these logs: a `plyvel.DB` (or
     `plyvel_next.DB`), best opened with `paranoid_checks=True`, or what its `prefixed_db` returns.
-    There can be one `Scuttleup` to one of these. To have a LevelDB opened and closed for you, call
-    `scuttleup.open`, which takes the same options:
+    Make only one `Scuttleup` for each of these at a time. To have a LevelDB opened and closed for
+    you, call `scuttleup.open`, which takes the same options:
 
     - `id` becomes this peer's id and is stored. Without it the stored id is used, or a random one
       is made.
@@ -78,7 +78,7 @@ class Scuttleup:
     - `sync` is whether a write returns only when it, and everything written before it, would
       survive a power failure. Without it a write survives the end of the process, however it comes.
     - `verify(change) -> bool` is asked about every change that replication receives, before it is
-      stored. What it says no to ends that connection.
+      stored. If it returns false, or raises, that connection ends.
     - `only_signed` leaves out every log of others that is not signed.
     - `key`, the secret key of a signed log (32 bytes), makes the log of a new database a signed
       one, and lets an existing one be appended to. Nobody else may read it. `open` takes care of
@@ -221,11 +221,14 @@ class Scuttleup:
     ) -> ReadStream:
         """Iterate over all changes that are here now, by peer id and number.
 
-        `since`, an earlier `head`, leaves out what it had. `live` goes on with what is stored
-        later, and never ends by itself; `tail` does only that.
+        `since`, an earlier `head`, leaves out what that had. `live` goes on with what is stored
+        later, and never ends by itself; `tail` does only that. `value_encoding` is that of the
+        constructor unless it is given. Raises TypeError or ValueError for a `since` that maps
+        anything but peer ids to numbers.
 
-        >>> for change in logs.create_read_stream():
+        >>> for change in logs.create_read_stream(since={"foobar": 1}):
         ...     print(change)
+        {peer: 'foobar', seq: 2, entry: 'hello world'}
         """
         if since is not None and not isinstance(since, Mapping):
             raise TypeError(f"since maps peer ids to numbers, as head does, not {since!r}")
@@ -241,12 +244,17 @@ class Scuttleup:
     def create_replication_stream(
         self, *, mode: str = "sync", live: bool = True, wake: Callable[[], None] = lambda: None
     ) -> ReplicationStream:
-        """One end of a replication, without a connection; for that see `replicate`.
+        """One end of a replication, without a connection; for one with a connection see
+        `replicate`.
 
-        `mode` "push" receives no changes, "pull" sends none. Without `live` it is finished when
-        both sides have what was there. `wake` is called when there is something to send again: from
-        any thread and in the middle of a write, so it must not use the log, only tell your thread
-        or loop.
+        - `mode` "sync" sends and receives changes, "push" only sends, and "pull" only receives.
+        - `live`: if it is false, the replication is finished when both sides have what was
+          there.
+        - `wake` is called when there is something to send again. It is called from any thread
+          and in the middle of a write, so it must not use the log, but only tell your thread or
+          loop.
+
+        See `ReplicationStream` for what to do with it.
         """
         return ReplicationStream(self._store, mode=mode, live=live, verify=self._verify, wake=wake)
 
@@ -256,17 +264,19 @@ class Scuttleup:
         """Replicate with the peer at the other end, until it leaves or, not `live`, all is done.
 
         Closes `writer` and returns how many changes were sent and received, and which logs were
-        left out because something was wrong with them. For the other arguments see
-        `create_replication_stream`. The two may be of any transport of asyncio: TCP, TLS, Unix
-        sockets, or pipes, such as `process.stdout` and `process.stdin` of a subprocess.
+        left out because something was wrong with them. `reader` and `writer` may be of any
+        transport of asyncio: TCP, TLS, Unix sockets, or pipes, such as `process.stdout` and
+        `process.stdin` of a subprocess. For the other arguments see `create_replication_stream`.
 
-        Raises ProtocolError when the remote is in error, so that it is of little use to come back:
-        what it sent cannot be read, it has our own id, it sent changes though the modes forbid
-        that, `verify` said no to one, or half a frame did not grow for 60 seconds. Raises
-        ConnectionLost when it is worth coming back: the connection broke, or ended before the
-        remote's handshake or in the middle of a frame, or for 60 seconds the remote said nothing at
-        the beginning, or took nothing of what we sent. Raises DatabaseError when our own database
-        is in trouble. What came before an error is stored.
+        What came before an error is stored. It raises
+
+        - ProtocolError when the remote is in error, so that it is of little use to come back: what
+          it sent cannot be read, it has our own id, it sent changes though the modes forbid that,
+          `verify` refused one, or half a frame did not grow for 60 seconds.
+        - ConnectionLost when it is worth coming back: the connection broke, or it ended before the
+          remote's handshake or in the middle of a frame, or for 60 seconds the remote sent no
+          handshake or took nothing of what we send.
+        - DatabaseError when our own database is in trouble.
 
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
         """
@@ -280,8 +290,8 @@ class Scuttleup:
         """Close the logs: end live streams and replications, wait for reads and writes under way.
 
         Every later use is a ScuttleupError. A LevelDB that `open` opened is closed; one of your own
-        stays open and may be closed next. Closing again does nothing. Any thread may call this, a
-        signal handler, too.
+        stays open, and may be closed after this. Closing again does nothing. Any thread may call
+        this, and a signal handler, too.
         """
         self._store.close()
 
