@@ -137,7 +137,7 @@ class Follower:
         spans: Iterable[Span],
         *,
         live: bool,
-        wake: Callable[[], None],
+        wake: Callable[[], object],
     ) -> None:
         self._database = database
         self._heads = heads

@@ -10,22 +10,23 @@ A peer is a set of tasks in one `asyncio.TaskGroup`, which exists exactly as lon
     one *link* for each connection that came    replicates once and ends
     one *link* for each address in `connect`    connects, replicates, waits, and begins again
 
-What ends them, and how:
+What ends them, and how they end:
 
 - **The body of the `async with` ends**, be it normally, by an exception or by a cancellation such
   as Ctrl-C under `asyncio.run`. Leaving cancels all tasks and waits until each has closed its
   socket. No task needs anything from the remote for that, so leaving takes a moment, whoever is
   connected.
 - **A remote is in error, or the link to it breaks.** That ends one exchange and is told. Nothing
-  else notices. A link to an address of `connect` waits and tries again: 0.5 seconds, then twice as
-  long each time up to 30 seconds, as long as no exchange outlasts the wait before it. After a
+  else is affected. A link to an address of `connect` waits and tries again: 0.5 seconds, then twice
+  as long each time up to 30 seconds, as long as no exchange outlasts the wait before it. After a
   `ProtocolError` it waits for 5 minutes, since the remote will most likely do the same again. Each
-  wait is shortened by up to a half, by chance, lest all who lost a peer come back at one moment.
-- **An exchange meets a mistake in this package.** That ends this exchange only, too, and is told
-  with its traceback as asyncio tells of an exception that nobody catches.
-- **Our own database fails.** That is nobody's fault but ours and hits every link alike, so it must
-  reach the user. No link catches it. The task group then cancels all tasks and the body, and
-  leaving the `async with` raises that error.
+  wait is shortened by chance, by up to a half, so that not all who lost a peer come back at the
+  same moment.
+- **An exchange meets a mistake in this package.** That, too, ends this exchange only. It is told
+  with its traceback, as asyncio tells of an exception that nobody catches.
+- **Our own database fails.** That hits every link alike, and only the user can do something about
+  it. So no link catches it. The task group then cancels all tasks and the body, and leaving the
+  `async with` raises that error.
 - **The logs are closed**, by another thread or in a signal handler. Then there is nothing left to
   serve. All tasks end, and `wait` returns.
 - **All is exchanged**, if the peer is not `live`. Then every link ends after one exchange, and
@@ -181,10 +182,8 @@ class Peer:
         # One for each connection that came, and one for each address in `connect`, whether or not
         # that is connected at present.
         self._links: set[asyncio.Task[None]] = set()
-        # The addresses of those who are connected now, by the number of the exchange.
-        self._connected: dict[int, Address] = {}
-        # How many exchanges have begun. This gives each of them its number.
-        self._exchanges = 0
+        # The addresses of those who are connected now, by what is written to.
+        self._connected: dict[StreamWriter, Address] = {}
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
         self._over = asyncio.Event()
         # Where everything that happens is told.
@@ -404,8 +403,7 @@ class Peer:
 
         `who` is whose events are told apart from those of others: see `_Events`.
         """
-        self._exchanges = number = self._exchanges + 1
-        self._connected[number] = address
+        self._connected[writer] = address
         name = _name(address)
         self._events.tell(logging.INFO, "connected", f"{name}: connected", who=who)
         in_error = False
@@ -430,7 +428,7 @@ class Peer:
             if self._live:
                 self._events.tell(logging.INFO, "gone", f"{name}: gone", who=who)
         finally:
-            del self._connected[number]
+            del self._connected[writer]
             writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()

@@ -198,8 +198,8 @@ class ReplicationStream:
         # For how long nothing promised came, and for how long half a frame did not grow.
         self._promise_stands, self._frame_stands = Standstill(), Standstill()
 
-        # The logs of which nothing more is taken from the remote, and why: an entry of theirs is
-        # missing here now. The store adds to it.
+        # The logs that are left out on this connection, and why. An entry of theirs is missing here
+        # now, so nothing more is taken from the remote. The store adds to it.
         self._left_out: dict[str, str] = {}
         # The logs of ours that are not sent any further, as their next entry is too large.
         self._unsendable: set[str] = set()
@@ -579,11 +579,11 @@ class ReplicationStream:
                 raise ProtocolError(f"half a frame did not grow for {limits.ALIVE} seconds")
             raise ConnectionLost(f"no handshake within {limits.ALIVE} seconds")
         waiting = self.waiting and not unsent
-        coming = (
-            self._progress,
-            min(self._since_progress, limits.MAX_FRAME) // limits.PROGRESS_BYTES,
-        )
-        if self._promise_stands.seconds(coming if waiting else now, now) > limits.PROMISED:
+        grown = min(self._since_progress, limits.MAX_FRAME) // limits.PROGRESS_BYTES
+        if (
+            self._promise_stands.seconds((self._progress, grown) if waiting else now, now)
+            > limits.PROMISED
+        ):
             self._promised = {}
         return (limits.ALIVE if self._live else limits.PROMISED) / 5
 

@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 
-Whatever a process does with one database goes through one `Store`. It promises this:
+Everything that a process does with one database goes through one `Store`. It makes these promises:
 
 *Numbers.* The entries of our own log get the numbers 1, 2, 3, …, without a gap, and no number is
 given out twice. The next number is our head plus one. A head is the last number that was ever
@@ -19,26 +19,26 @@ LevelDB, move the heads, tell the followers. The lock `writes` keeps two writes 
 
 *A write in doubt.* A write that began and was not seen to end is in doubt: LevelDB reported an
 error, or a Ctrl-C came in between. Then it is unknown whether LevelDB has the batch. Nothing is
-done about it at once. But the next write first settles it: it has LevelDB begin a new journal (see
-`_settle`), reads the heads anew, and makes all followers look at them. Heads that LevelDB has only
-grow, so what was stored is found, and what was not is not missed.
+done about it at once. But the next write settles it first: it makes LevelDB begin a new journal
+(see `_settle`), reads the heads anew, and makes all followers look at them. So a write that LevelDB
+has is found, and one that it does not have leaves no gap.
 
 *No write within a write.* The lock is an RLock, so that a signal handler may close the logs. Such
 a handler, or what the garbage collector runs, could therefore also write while its own thread is
 writing, and both would get one number. So whoever holds the lock already is refused.
 
-*Signed logs.* `signing.py` says how much of a run is its author's, if it is told the link after the
-entry before. That link is the hash of our newest entry of that log, which is read when it is
-needed, or, if that entry was deleted, was stored under a key of its own by the same batch. What
-comes in is checked before the lock `writes` is taken. If the head has moved in the meantime, the
-link alone is compared once more under the lock.
+*Signed logs.* `authors.py` signs our own entries, and says how much of what comes in is its
+author's. It needs the hash of the newest entry of that log. The hash is computed when it is needed.
+If that entry is deleted, the same batch stores its hash. What comes in is checked before the lock
+`writes` is taken. If the head has moved in the meantime, the link alone is compared once more under
+the lock.
 
-*Sync.* A write with `sync` returns when it, and everything that was written before it, will
-survive a power failure. LevelDB syncs the journal that it writes to. If unsynced writes came
-before, an older journal may lie there unsynced as well; then that one is synced here, before the
-write and once more after it, as the write itself may have made LevelDB begin a new journal. Who
-always syncs, and who never does, pays nothing for this. The id is always synced: entries that
-survive under a lost id would be somebody else's.
+*Sync.* A write with `sync` returns when it, and everything that was written before it, will survive
+a power failure. LevelDB syncs the journal that it writes to. If unsynced writes came before, an
+older journal may be unsynced as well. Then the older journals are synced here, before the write,
+and once more after it, because the write itself may have made LevelDB begin a new journal. A
+program that always syncs, and one that never does, pays nothing for this. The id is always synced:
+entries that survive under a lost id would be somebody else's.
 """
 
 from __future__ import annotations
@@ -390,7 +390,7 @@ class Store:
         *,
         snapshot: bool,
         live: bool,
-        wake: Callable[[], None],
+        wake: Callable[[], object],
         in_order: bool = False,
     ) -> Follower:
         """A follower of what is there now (`snapshot`) and of what comes after it (`live`).
