@@ -53,6 +53,7 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -234,16 +235,11 @@ class Database:
         inherit who may read them. A folder in the user's own profile is closed to other users.
         """
         path = os.path.join(self.folder, name)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        # Without this flag, Windows writes two bytes for the byte 10.
-        flags |= getattr(os, "O_BINARY", 0)
         # The file gets its name when it is complete, so there is never half a file of that name.
-        file = os.open(path + ".new", flags, 0o600)
-        try:
-            os.write(file, data)
-            _sync_file(file)
-        finally:
-            os.close(file)
+        with open(path + ".new", "wb", opener=partial(os.open, mode=0o600)) as file:
+            file.write(data)
+            file.flush()
+            _sync_file(file.fileno())
         os.replace(path + ".new", path)
         self.sync_folders()
 
