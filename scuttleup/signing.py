@@ -275,20 +275,17 @@ def _is_signature(key: bytes, seq: int, stored: bytes) -> bool:
         return False
     # A view, since an entry may have 16 MiB.
     digest = sha256(memoryview(stored)[:-SIGNATURE_BYTES]).digest()
-    try:
+    with suppress(nacl.exceptions.BadSignatureError):
         nacl.bindings.crypto_sign_open(stored[-SIGNATURE_BYTES:] + _signed(seq, digest), key)
-    except nacl.exceptions.BadSignatureError:
-        return False
-    return True
+        return True
+    return False
 
 
 def pynacl_installed() -> bool:
     """Whether signatures can be made and checked here. The first call loads PyNaCl."""
-    try:
-        _nacl()
-    except ScuttleupError:
-        return False
-    return True
+    with suppress(ScuttleupError):
+        return bool(_nacl())
+    return False
 
 
 def _nacl() -> Any:
