@@ -95,10 +95,9 @@ class News:
 
     def wake(self) -> None:
         """Wake those who had had everything, and let them say anew that they wait."""
-        if not self.waiting:
-            return
-        waiting, self.waiting = self.waiting, {}
-        _ring_all(waiting)
+        if self.waiting:
+            waiting, self.waiting = self.waiting, {}
+            _ring_all(waiting)
 
     def wake_all(self) -> None:
         """Wake every live follower, whatever it has had."""

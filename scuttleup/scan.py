@@ -109,16 +109,16 @@ def _get_few(db: Any, peer: str, prefix: bytes, after: int, last: int) -> tuple[
     """
     entries: list[bytes] = []
     room = RUN_BYTES
-    for seq in range(after + 1, last + 1):
+    seq = after
+    while seq < last and room > 0:
+        seq += 1
         entry = db.get(prefix + pack_seq(seq), verify_checksums=True)
         if entry is not None:
             entries.append(entry)
             room -= len(entry)
-            if room <= 0:
-                return [Run(peer, seq + 1 - len(entries), entries)], seq
         elif entries:
             return [Run(peer, seq - len(entries), entries)], seq
-    return ([Run(peer, last + 1 - len(entries), entries)] if entries else []), last
+    return ([Run(peer, seq + 1 - len(entries), entries)] if entries else []), seq
 
 
 def _cut_at_gaps(
