@@ -282,9 +282,6 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     path = os.fsdecode(path)
     if not path or "\0" in path:
         raise ValueError(f"the path of a database is not {path!r}")
-    # By its real path, because a relative one would move with the working directory. After a fork,
-    # LevelDB still counts as open here what the parent had open under that name; under another name
-    # it asks the system instead.
     try:
         # LevelDB gets the real path, because a relative one would move with the working directory.
         # After a fork, LevelDB still counts as open in this process what the parent had open under
@@ -394,10 +391,8 @@ def _is_held(context: str, reason: str) -> bool:
 def _decode(data: str | bytes) -> str:
     """What LevelDB says, or the name that it was given, as text.
 
-    A str becomes bytes first, because the bindings decode with `fsdecode`, which is wrong on
-    Windows.
+    A str is encoded first, with `fsencode`: so does the binding, and LevelDB sees only those bytes.
     """
-    # Of a str the bindings make what `fsencode` makes of it.
     return os.fsencode(data).decode(_ENCODING, "replace" if _ON_WINDOWS else _ON_ERROR)
 
 
@@ -439,7 +434,8 @@ def _after_fork() -> None:
         import ctypes
 
         for database in databases:
-            # One reference too many, so that Python never frees it, not at the end either.
+            # One reference too many keeps Python from ever freeing it, even at the end of the
+            # process.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(database._whole))
             _inherited.add(id(database._whole))
 
