@@ -228,8 +228,8 @@ class Store:
         """
         # The heads as they will be, of the logs that get entries here.
         heads: dict[str, int] = {}
-        # The logs that were refused in this call. Earlier runs of a log may stand in `refused`,
-        # too.
+        # The logs that were refused in this call. `refused` may also name logs of which `runs`
+        # still has earlier entries, and those are stored.
         left_out: set[str] = set()
         # What our handshake will have left.
         room = self.room
