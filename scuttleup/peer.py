@@ -182,7 +182,7 @@ class Peer:
         # One for each connection that came, and one for each address in `connect`, whether or not
         # that is connected at present.
         self._links: set[asyncio.Task[None]] = set()
-        # The addresses of those who are connected now, by what is written to.
+        # The addresses of those who are connected now, by their writers.
         self._connected: dict[StreamWriter, Address] = {}
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
         self._over = asyncio.Event()
@@ -248,8 +248,8 @@ class Peer:
         try:
             await self._group.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
-            # There is one error that matters: the body's own, else the first that a task had. To
-            # return says that the body's own goes on.
+            # There is one error that matters: the body's own, else the first that a task had. The
+            # body's own goes on by itself when this returns.
             if error in group.exceptions:
                 return
             first = group.exceptions[0]
@@ -305,7 +305,7 @@ class Peer:
                 sock.close()
                 text = f"{_name(address[:2])}: closed, as there are too many connections"
                 self._events.tell(logging.WARNING, "too many", text)
-            # While connections are waiting, accepting one lets nobody else run.
+            # While connections are waiting, accepting them lets nobody else run.
             await asyncio.sleep(0)
 
     def _may_keep(self, sock: socket.socket) -> bool:
