@@ -175,7 +175,7 @@ def _complain(message: str) -> int:
 def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
     """Append the arguments in one atomic step, or stdin line by line as it comes."""
     if args.entries:
-        # As they were typed, byte for byte.
+        # They are appended as they were typed, byte for byte.
         logs.extend([os.fsencode(entry) for entry in args.entries])
         return
     lines = Lines(logs)
@@ -352,7 +352,8 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
         return args.once and not interrupted.is_set()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
-        # A shell has a job that `&` starts in a script ignore Ctrl-C. It stays like that.
+        # In a script, a shell makes a job that it starts with `&` ignore Ctrl-C. That is left as it
+        # was.
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, interrupt)
     peer = Peer(
