@@ -229,7 +229,7 @@ class Messages(logging.Handler):
         super().__init__()
         self._stderr = _unbuffered(2, "wb")
         self._encoding = sys.stderr.encoding
-        # What `show` shows, if it does.
+        # What returns the text that `show` repeats, if there is any.
         self._figure: Callable[[], str] | None = None
         # What waits to be written; None says that nothing more comes.
         self._queue: queue.Queue[str | None] = queue.Queue(MAX_MESSAGES)
@@ -312,6 +312,6 @@ def _write(file: FileIO, data: bytes) -> int:
     """Write some of `data` and return how much."""
     written = file.write(data)
     if written is None:
-        # Another program that has this file open made it one that does not wait.
+        # Another program that has this file open has made it non-blocking.
         time.sleep(0.05)
     return written or 0
