@@ -12,9 +12,9 @@ a signature. If the newest entry is deleted, the same batch stores its hash unde
 checked: the secret key is that of the log, and the newest entry is signed. A program that knows
 nothing of signatures may have appended to this database, and other peers would refuse whatever we
 signed on top of that. From then on the link of the next entry is remembered. It is used only while
-the head is where it was then; else the link is read anew. So a write that failed does no harm. It is
-forgotten when entries of our own log come in from others, as after a backup was restored: the head
-may then be where a failed write would have brought it, with another entry.
+the head is where it was then; else the link is read anew. So a write that failed does no harm. The
+link is forgotten when entries of our own log come in from others, as after a backup was restored:
+the head may then be where a failed write would have brought it, with another entry.
 
 *Other logs* are checked as they come in, before they are stored. That takes time, so it is done
 without a lock, and the store compares the link of the first entry once more if a head has moved in

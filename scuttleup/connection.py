@@ -220,7 +220,7 @@ class _Connection:
 
     async def _receive(self) -> None:
         """Hand over what comes, until the remote ends its side."""
-        # Anything but the end.
+        # This only has to differ from b"", which is the end.
         data = b"-"
         while data:
             with _link_errors():
@@ -234,8 +234,8 @@ class _Connection:
         stream, writer = self.stream, self._writer
         while True:
             await self._round.turn()
-            # This comes before the look, so news that come during the look are seen in the next
-            # one.
+            # This comes before the look. So news that arrive during the look are seen the next
+            # time.
             self._news.clear()
             if data := stream.data_to_send():
                 with _link_errors():
@@ -266,12 +266,12 @@ class _Connection:
             pause = self.stream.tick(now(), unsent=unsent > 0)
             if self.stream.finished:
                 self._news.set()
-            # What is handed over, or taken, is progress. If nothing is unsent, nothing is waited
-            # for.
+            # To hand over something is progress, and so is what the remote takes. While nothing is
+            # unsent, nothing is waited for.
             mark = (self._written, unsent) if unsent else now()
             if taking.seconds(mark, now()) > limits.ALIVE:
                 raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
-            # Without a receiver that waits, nothing tells of the end of the remote: look every
+            # When the receiver has ended, nothing tells us that the remote is gone, so look every
             # second.
             if receiver.done():
                 self._look_for_remote(unsent)
@@ -281,7 +281,8 @@ class _Connection:
 
     def _look_for_remote(self, unsent: int) -> None:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
-        # Nothing tells us of it unless we send something. A frame that says nothing will do.
+        # Nothing tells us that the remote has left unless we send something. A frame that says
+        # nothing will do.
         with _link_errors():
             if not unsent and not self._ended and self.stream.between_frames:
                 self._writer.write(b"\0")
