@@ -374,7 +374,7 @@ class ReplicationStream:
         """
         if self._failed:
             raise ProtocolError("this replication ended with an error")
-        # It counts as failed until all went well.
+        # The stream counts as failed until all of this went well.
         self._failed = True
         try:
             if not data:
@@ -453,14 +453,14 @@ class ReplicationStream:
                 last = first + len(entries) - 1
                 if not self._live:
                     self._note_progress(peer, first, last)
-                # This comes before the store, which tells our follower of the change: it is not to
-                # send it back.
+                # `since` is raised before the store tells our follower of the change, which is not
+                # to send it back.
                 had = since.get(peer, 0)
                 before.setdefault(peer, had)
                 if last > had:
                     since[peer] = last
         finally:
-            # Also after an error: what came before it is stored.
+            # This happens after an error, too: what came before it is stored.
             if runs:
                 self._write(runs, before)
             for peer, reason in bad.items():
