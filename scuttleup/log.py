@@ -244,15 +244,12 @@ class Scuttleup:
     def create_replication_stream(
         self, *, mode: str = "sync", live: bool = True, wake: Callable[[], None] = lambda: None
     ) -> ReplicationStream:
-        """One end of a replication, without a connection; for one with a connection see
-        `replicate`.
+        """One end of a replication, without a connection; `replicate` is one with a connection.
 
         - `mode` "sync" sends and receives changes, "push" only sends, and "pull" only receives.
-        - `live`: if it is false, the replication is finished when both sides have what was
-          there.
-        - `wake` is called when there is something to send again. It is called from any thread
-          and in the middle of a write, so it must not use the log, but only tell your thread or
-          loop.
+        - `live`: if it is false, the replication is finished when both sides have what was there.
+        - `wake` is called when there is something to send again. It is called from any thread and
+          in the middle of a write, so it must not use the log, but only tell your thread or loop.
 
         See `ReplicationStream` for what to do with it.
         """
