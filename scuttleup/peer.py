@@ -36,9 +36,10 @@ Connections are counted from the moment they are accepted, before the TLS handsh
 of those in `connect` are taken from the start, so strangers cannot occupy them. One too many is
 closed at once. Descriptors are limited without counting, because the kernel always gives out the
 lowest free number: if no connection keeps a descriptor above a certain number, the numbers above
-it stay free for LevelDB, whatever else the process has open. Should the process run out of
-descriptors all the same, the acceptor pauses for a tenth of a second. asyncio's own server logs a
-traceback for each failed attempt, many thousand a second, which is why `Peer` does not use it.
+it stay free for LevelDB, whatever else the process has open. For those that come the number is
+lower by one for each address in `connect`. Should the process run out of descriptors all the same,
+the acceptor pauses for a tenth of a second. asyncio's own server logs a traceback for each failed
+attempt, many thousand a second, which is why `Peer` does not use it.
 From Python 3.12 on, that server also waits at its end for all who are connected to leave.
 
 `Peer` prints nothing. It tells what happens to the logger "scuttleup", a line for each event. The
@@ -299,7 +300,10 @@ class Peer:
                 self._events.tell(logging.WARNING, "not accepted", text)
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
-            if len(self._links) < self._max_connections and self._may_keep(sock):
+            # As many descriptors as there are addresses in `connect` are left for those.
+            if len(self._links) < self._max_connections and self._may_keep(
+                sock, len(self._connect)
+            ):
                 self._close_after(self._start(self._serve(sock, address[:2])), sock)
             else:
                 sock.close()
@@ -308,9 +312,9 @@ class Peer:
             # While connections are waiting, accepting them lets nobody else run.
             await asyncio.sleep(0)
 
-    def _may_keep(self, sock: socket.socket) -> bool:
+    def _may_keep(self, sock: socket.socket, kept_free: int = 0) -> bool:
         """Whether a connection may have the descriptor of `sock`: see the theory of operation."""
-        return not self._first_spare or sock.fileno() < self._first_spare
+        return not self._first_spare or sock.fileno() < self._first_spare - kept_free
 
     async def _serve(self, sock: socket.socket, address: Address) -> None:
         """Replicate once with a peer that came, from the TLS handshake to the end."""

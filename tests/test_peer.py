@@ -428,6 +428,31 @@ async def test_out_of_descriptors_it_serves_again_when_there_are_some(
     assert capfd.readouterr() == ("", "")
 
 
+async def test_strangers_cannot_take_the_descriptors_of_those_we_connect_to(
+    alice: Scuttleup, bob: Scuttleup
+) -> None:
+    with socket.create_server(HERE) as place:
+        address = place.getsockname()
+    async with Peer(alice, listen=HERE, connect=[address] * 10) as peer:
+        os.close(lowest_free := os.dup(0))
+        peer._first_spare = lowest_free + 30  # bob, who is in this process, needs some as well
+        # In a process of their own, where they take none of our descriptors.
+        program = f"""if True:
+            import socket
+            strangers = [socket.create_connection({peer.addresses[0]}) for _ in range(40)]
+            print(flush=True)
+            input()
+        """
+        with subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as strangers:
+            await asyncio.to_thread(strangers.stdout.readline)  # type: ignore[union-attr]
+            await until(lambda: len(peer.connected) > 10)
+            async with Peer(bob, listen=address):
+                await until(lambda: address in peer.connected)
+            strangers.kill()
+
+
 async def test_the_soft_limit_of_descriptors_is_raised_as_far_as_that_needs(
     alice: Scuttleup, few_descriptors: Callable[[int], None]
 ) -> None:
