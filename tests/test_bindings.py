@@ -76,6 +76,8 @@ def test_what_is_no_path_is_a_value_error_that_names_it(path: str) -> None:
     with pytest.raises(ValueError, match="the path of a database is not") as caught:
         scuttleup.open(path)
     assert repr(path) in str(caught.value)
+    with pytest.raises(TypeError, match="NoneType"):
+        scuttleup.open(None)  # type: ignore[arg-type]
 
 
 @only_windows

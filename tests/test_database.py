@@ -225,13 +225,6 @@ def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str, reason: str
     assert os.listdir(tmp_path) == ["a-file"]
 
 
-def test_the_empty_path_and_what_is_no_path_are_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="is not ''"):
-        scuttleup.open("")
-    with pytest.raises(TypeError, match="NoneType"):
-        scuttleup.open(None)  # type: ignore[arg-type]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
 @pytest.mark.parametrize(
     ("mode", "reason"),
@@ -252,19 +245,6 @@ def test_a_folder_without_the_permissions_is_refused(mode: int, reason: str) -> 
             scuttleup.open(path)
         path.chmod(0o755)
         scuttleup.open(path).close()
-
-
-def test_a_database_that_another_process_holds_is_refused(database: Path) -> None:
-    code = f"import scuttleup; logs = scuttleup.open({str(database)!r}); print(); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout
-        holder.stdout.readline()
-        with pytest.raises(DatabaseError, match=exactly(database, "is open in another process")):
-            scuttleup.open(database)
-        holder.communicate(b"\n")
-    scuttleup.open(database).close()
 
 
 @pytest.mark.parametrize("held", ["logs.db", "link.db", "sub/../logs.db"])

@@ -1,4 +1,4 @@
-"""Nothing lost: not to SIGKILL, a deletion, a disk that refuses, Ctrl-C or a flipped bit."""
+"""Nothing lost: not to SIGKILL, a disk that refuses, Ctrl-C or a flipped bit."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def kill_a_writer(path: Path, run: int, threads: int, lines: int) -> list[tuple[
     return [(int(first), int(last), tag) for first, last, tag in acknowledged]
 
 
+def reopened(path: Path) -> Scuttleup:
+    """Logs opened as `append.py` and `read.py` open them."""
+    return scuttleup.open(path, value_encoding="utf-8")
+
+
 def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
     choose = random.Random(4)
     path = tmp_path / "logs.db"
@@ -82,32 +87,6 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
         assert place == f"1/{size}", "a batch without its beginning"
         rest = [next(entries).entry.split()[:2] for _ in range(size - 1)]
         assert rest == [[tag, f"{i}/{size}"] for i in range(2, size + 1)], "half a batch"
-
-
-# --- Deleted --------------------------------------------------------------------------------------
-
-
-def reopened(path: Path) -> Scuttleup:
-    """Logs opened as `append.py` and `read.py` open them."""
-    return scuttleup.open(path, value_encoding="utf-8")
-
-
-@pytest.mark.parametrize("deleted", [[5], [5, 4], [4, 5], [1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
-def test_a_deleted_number_is_not_given_out_again_after_reopening(
-    tmp_path: Path, deleted: list[int]
-) -> None:
-    path = tmp_path / "logs.db"
-    with scuttleup.open(path, id="us", value_encoding="utf-8") as logs:
-        logs.extend(list("abcde"))
-        for seq in deleted:
-            logs.delete("us", seq)
-    for seq in (6, 7):
-        with reopened(path) as logs:
-            assert logs.head == {"us": seq - 1}
-            assert logs.append("new") == ("us", seq, "new")
-    with reopened(path) as logs:
-        left = [seq for seq in range(1, 8) if seq not in deleted]
-        assert [change.seq for change in logs.create_read_stream()] == left
 
 
 # --- Refused by the disk, or interrupted ----------------------------------------------------------

@@ -55,12 +55,6 @@ def test_packed_numbers_sort_as_the_numbers_do(one: int, other: int) -> None:
     assert (pack_seq(one) < pack_seq(other)) == (one < other)
 
 
-@given(st.sampled_from(BORDERS), st.integers(-5, 5))
-def test_neighbours_at_a_border_sort_in_order(border: int, step: int) -> None:
-    seq = min(max(border + step, 1), MAX_SEQ - 1)
-    assert pack_seq(seq) < pack_seq(seq + 1)
-
-
 # No digits; a zero; other spellings; one below 0; one too small for its width; one too large.
 NO_NUMBERS = [b"", b"fb", b"ff", b"01\xff", b"zz", b"00", b"0", b"1", b"FA", b"+1", b" 1", b"0_1"]
 NO_NUMBERS += [b"fb-fff"]
@@ -80,20 +74,12 @@ def test_only_what_a_number_was_packed_to_unpacks(digits: bytes) -> None:
         assert pack_seq(unpack_seq(digits)) == digits
 
 
-@given(st.sampled_from(BORDERS), st.integers(-600, 600), st.integers(0, 1200))
-def test_many_keys_in_a_row_are_those_made_one_by_one(border: int, step: int, count: int) -> None:
-    first = min(max(border + step, 1), MAX_SEQ)
-    count = min(count, MAX_SEQ - first + 1)
-    one_by_one = [log_prefix("peer") + pack_seq(seq) for seq in range(first, first + count)]
-    assert list(change_keys(log_prefix("peer"), first, count)) == one_by_one
-
-
 @pytest.mark.parametrize("border", BORDERS)
 def test_keys_run_on_over_a_border(border: int) -> None:
     first = max(border - 300, 1)
     last = min(border + 300, MAX_SEQ)
-    packed = [pack_seq(seq) for seq in range(first, last + 1)]
-    assert list(change_keys(b"", first, last - first + 1)) == packed
+    keys = [log_prefix("peer") + pack_seq(seq) for seq in range(first, last + 1)]
+    assert list(change_keys(log_prefix("peer"), first, last - first + 1)) == keys == sorted(keys)
 
 
 def test_the_keys_of_a_log_end_at_the_last_number() -> None:
@@ -252,9 +238,6 @@ def test_an_unknown_encoding_is_named_beside_the_known_ones(name: Any) -> None:
 def test_a_change_prints_as_in_the_exercise() -> None:
     change = Change("the-id", 1, "hello world")
     assert str(change) == "{peer: 'the-id', seq: 1, entry: 'hello world'}"
-
-
-def test_a_printed_entry_keeps_its_letters() -> None:
     assert str(Change("é", 2, "grüße 😀")) == "{peer: 'é', seq: 2, entry: 'grüße 😀'}"
 
 
