@@ -370,15 +370,15 @@ def test_a_line_that_is_too_long_is_told_and_the_peer_goes_on(listen: Listen, jo
     assert "still there?" in alice.stdout_line()
 
 
-def allow_100_kib_a_file() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, resource.RLIM_INFINITY))
+def allow_1_mib_a_file() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
 
 
 def test_a_full_disk_while_typing_is_one_line_and_status_1(start: Start, tmp_path: Path) -> None:
-    peer = start("replicate", "--listen", "0", preexec_fn=allow_100_kib_a_file)
+    peer = start("replicate", "--listen", "0", preexec_fn=allow_1_mib_a_file)
     peer.port()
     peer.type("fits")
-    peer.type("x" * 200_000)
+    peer.type("x" * 2_000_000)
     status, _, err = peer.result()
     assert status == 1
     assert re.fullmatch(
@@ -388,8 +388,8 @@ def test_a_full_disk_while_typing_is_one_line_and_status_1(start: Start, tmp_pat
 
 
 def test_a_full_disk_while_receiving_is_one_line_and_status_1(listen: Listen, join: Join) -> None:
-    _, address = listen(has=["x" * 200_000])
-    bob = join(address, preexec_fn=allow_100_kib_a_file)
+    _, address = listen(has=["x" * 2_000_000])
+    bob = join(address, preexec_fn=allow_1_mib_a_file)
     bob.stderr_line("connected")
     status, out, err = bob.result()
     assert (status, out) == (1, "")

@@ -346,6 +346,10 @@ def test_closing_is_safe_whoever_is_reading_or_writing(
     path: Path, use: str, closer: str, own: bool
 ) -> None:
     """It used to end the process. Each stream and each thread gets an error and no false end."""
+    if closer == "a signal handler" and sys.gettrace():
+        pytest.skip(
+            "traced, a thread of CPython 3.11 can loop while a signal waits for the main one"
+        )
     with scuttleup.open(path, id="us") as logs:
         logs.extend([b"x" * 100] * 10_000)
     for turn in range(15):
