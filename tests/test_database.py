@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from leveldb import open_leveldb
-from test_read_stream import LIMIT, start
+from waiting import LIMIT, start
 
 import scuttleup
 from scuttleup import Change, DamagedDatabase, DatabaseError, Scuttleup, ScuttleupError

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from leveldb import FakeDB, binding, open_leveldb
-from test_read_stream import LIMIT, start
+from waiting import LIMIT, start
 
 import scuttleup.database
 import scuttleup.follower

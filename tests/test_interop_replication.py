@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from interop import Original
 from leveldb import contents, open_leveldb
+from waiting import arrival
 from wire import MODES, sends
 
 import scuttleup.limits
@@ -110,14 +111,6 @@ async def at_node(node: Original, head: Mapping[str, int]) -> None:
     await asyncio.to_thread(node.until, head)
 
 
-async def at_ours(logs: Scuttleup, head: Mapping[str, int]) -> None:
-    """Wait until we have all of `head`."""
-    with logs.create_read_stream(live=True) as changes:
-        async for _ in changes:
-            if all(logs.head.get(peer, 0) >= seq for peer, seq in head.items()):
-                return
-
-
 def entries_in(pairs: Any) -> Entries:
     """Every entry in a database, in bytes."""
     found: Entries = {}
@@ -181,14 +174,14 @@ async def test_what_the_modes_allow_comes_now_and_later_and_what_they_forbid_doe
         *(node, logs, role), mode=mode, live=live, node_mode=node_mode, node_live=node_live
     ) as replication:
         if loses:
-            await at_ours(logs, {"node": 3})
+            await arrival(logs, {"node": 3})
             if live:
                 node.end()
         for more in range(4 if live and not loses else 0):
             if to_node:
                 await at_node(node, {"us": 4 + more})
             if to_us:
-                await at_ours(logs, {"node": 3 + more})
+                await arrival(logs, {"node": 3 + more})
             if more < 3:
                 logs.append("ours, later")
                 await asyncio.to_thread(node.append, "Node's, later")
@@ -237,7 +230,7 @@ async def test_live_ends_when_node_leaves(
     logs.append("ours")
     async with connected(node, logs, role) as replication:
         await at_node(node, {"us": 1})
-        await at_ours(logs, {"node": 1})
+        await arrival(logs, {"node": 1})
         node.end()
         assert await replication == Replicated(1, 1, {})
     assert all_entries() == 2
@@ -341,7 +334,7 @@ async def test_deleted_entries_leave_the_same_gaps_on_both_sides(
     logs.delete("us", 5)
     async with connected(node, logs, role) as replication:
         await at_node(node, {"us": 4})
-        await at_ours(logs, {"node": 5})
+        await arrival(logs, {"node": 5})
         logs.append("ours, later")
         await at_node(node, {"us": 6})
         node.end()
@@ -396,7 +389,7 @@ async def test_20_000_entries_of_many_sizes_go_both_ways_at_once(
     logs.extend(entries_of_many_sizes(2))
     async with connected(node, logs, live=live) as replication:
         if live:
-            await at_ours(logs, {"node": 20_000})
+            await arrival(logs, {"node": 20_000})
             await at_node(node, {"us": 20_000})
             node.end()
         assert await replication == Replicated(20_000, 20_000, {})
@@ -420,7 +413,7 @@ async def test_500_logs_of_which_each_side_has_a_part_are_whole_on_both(
     every = dict.fromkeys(peers, 4)
     async with connected(node, logs, role, live=live) as replication:
         if live:
-            await at_ours(logs, every)
+            await arrival(logs, every)
             await at_node(node, every)
             node.end()
         assert await replication == Replicated(900, 900, {})
@@ -455,7 +448,7 @@ async def test_entries_pass_through_us_from_node_to_node_unchanged(
             logs.append("ours, between")
             await at_node(node, every)
             await at_node(far, every)
-            await at_ours(logs, every)
+            await arrival(logs, every)
             if round < 3:
                 await asyncio.to_thread(append)
         logs.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import arrival
 
 import scuttleup.peer
 from scuttleup import Change, ConnectionLost, Peer, Replicated, ReplicationStream, Scuttleup
@@ -36,13 +37,6 @@ async def append(logs: Scuttleup, seed: int) -> None:
         size = choose.choice([0, 10, 100, 100, 1_000, 1_000, 1_000, 20_000])
         logs.extend([choose.randbytes(size) for _ in range(choose.randint(1, 4))])
         await asyncio.sleep(choose.random() * 0.05)
-
-
-async def arrival_of(whole: dict[str, int], logs: Scuttleup) -> None:
-    with logs.create_read_stream(live=True) as changes:
-        async for _ in changes:
-            if logs.head == whole:
-                return
 
 
 async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
@@ -88,7 +82,7 @@ async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
                 await peers.enter_async_context(peer)
         await asyncio.gather(cut(), *(append(logs, seed) for seed, logs in enumerate(everybody)))
         whole = {logs.id: logs.head[logs.id] for logs in everybody}
-        await asyncio.gather(*(arrival_of(whole, logs) for logs in everybody))
+        await asyncio.gather(*(arrival(logs, whole) for logs in everybody))
 
     assert wrong == []
     assert made > 2 * PEERS + CUTS, "the links were hardly cut"

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trustme
+from waiting import LIMIT, arrival, until
 
 import scuttleup.peer
 from scuttleup import (
@@ -36,21 +37,11 @@ from scuttleup.changes import Run
 if sys.platform != "win32":
     import resource
 
-LIMIT = 30  # seconds, for what should take a moment
 HERE = ("127.0.0.1", 0)
 
 NewLogs = Callable[..., Scuttleup]
 
 pytestmark = pytest.mark.filterwarnings("error")  # a socket that nobody closed is one, for instance
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
-
-
-async def has(logs: Scuttleup, *heads: tuple[str, int]) -> None:
-    await until(lambda: all(logs.head.get(peer) == seq for peer, seq in heads))
 
 
 def told(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
@@ -77,8 +68,8 @@ async def test_two_peers_exchange_what_they_have_and_what_comes(
     alice.append("before")
     async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses) as client:
         bob.append("after")
-        await has(alice, ("alice", 1), ("bob", 1))
-        await has(bob, ("alice", 1), ("bob", 1))
+        await arrival(alice, {"alice": 1, "bob": 1})
+        await arrival(bob, {"alice": 1, "bob": 1})
         assert client.connected == server.addresses
         assert [host for host, _ in server.connected] == ["127.0.0.1"]
     assert client.connected == server.connected == []
@@ -173,7 +164,7 @@ async def test_a_loop_that_cannot_tell_who_is_readable_serves_as_well(
     async with Peer(alice, listen=HERE) as server:
         monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", add_reader)
         async with Peer(bob, connect=server.addresses):
-            await has(alice, ("bob", 1))
+            await arrival(alice, {"bob": 1})
 
 
 async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup) -> None:
@@ -250,7 +241,7 @@ async def test_it_comes_back_to_a_peer_that_was_away(
     await until(lambda: client.failures)
     bob.append("while you were away")
     async with Peer(alice, listen=address):
-        await has(alice, ("bob", 1))
+        await arrival(alice, {"bob": 1})
         await client.__aexit__(None, None, None)
 
 
@@ -319,7 +310,7 @@ async def test_what_one_remote_does_wrong_is_told_and_ends_no_other(
         await reader.read()
         await until(lambda: told(caplog, f"{host}:{port}: "))
         bob.append("still there?")
-        await has(alice, ("bob", 1))
+        await arrival(alice, {"bob": 1})
         writer.close()
 
 
@@ -341,7 +332,7 @@ async def test_a_mistake_of_ours_ends_one_exchange_and_is_told(
         async with Peer(mallory, connect=server.addresses):
             await until(lambda: mistakes)
         bob.append("still there?")
-        await has(alice, ("bob", 1))
+        await arrival(alice, {"bob": 1})
     assert isinstance(mistakes[0]["exception"], ZeroDivisionError)
 
 
@@ -388,7 +379,7 @@ async def test_strangers_do_not_take_the_places_of_those_we_connect_to(
         assert stranger
         assert not await served(peer.addresses[0])
         async with Peer(bob, listen=address):
-            await has(alice, ("bob", 1))
+            await arrival(alice, {"bob": 1})
         stranger[1].close()
 
 

@@ -14,10 +14,10 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import pytest
+from waiting import LIMIT, start, until
 
 from scuttleup import Change, ReadStream, Scuttleup
 from scuttleup.database import Database
@@ -27,27 +27,6 @@ from scuttleup.read_stream import _Alarm
 from scuttleup.store import Store
 
 T = TypeVar("T")
-
-LIMIT = 30  # seconds, for what takes a moment
-
-
-def start(work: Callable[[], T]) -> Future[T]:
-    """Do `work` in a thread that a failing test does not wait for."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 class Reader:
