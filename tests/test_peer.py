@@ -142,8 +142,8 @@ async def test_leaving_leaves_no_task_and_no_socket(
 async def test_it_can_be_left_at_once(alice: Scuttleup) -> None:
     async with Peer(alice, listen=HERE) as peer:
         sock = socket.create_connection(peer.addresses[0])
-    with sock, pytest.raises(ConnectionResetError):
-        sock.recv(1)
+    with sock, suppress(ConnectionResetError):  # a reset is one way to be closed
+        assert sock.recv(1) == b""
 
 
 async def test_it_can_be_entered_once(alice: Scuttleup) -> None:
