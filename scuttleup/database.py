@@ -236,7 +236,10 @@ class Database:
         """
         path = os.path.join(self.folder, name)
         # The file gets its name when it is complete, so there is never half a file of that name.
-        with open(path + ".new", "wb", opener=partial(os.open, mode=0o600)) as file:
+        # What a killed run left under the other name may have another mode, so it goes.
+        with suppress(FileNotFoundError):
+            os.unlink(path + ".new")
+        with open(path + ".new", "xb", opener=partial(os.open, mode=0o600)) as file:
             file.write(data)
             file.flush()
             _sync_file(file.fileno())

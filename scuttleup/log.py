@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .authors import load_key
 from .changes import Change, Run, expand
@@ -49,14 +49,18 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
     >>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
     ...     logs.append("hello world")
     """
-    database = open_database(path)
-    try:
-        if options.get("key") is None:  # else the key lies elsewhere, and no other one is made
-            options["key"] = load_key(database, make=signed)
-        return Scuttleup(database, **options)
-    except BaseException:
-        database.close()
-        raise
+    if signed and options.get("id") is not None:
+        raise ValueError(
+            f"the id of a signed log is its public key, it cannot be {options['id']!r}"
+        )
+    return Scuttleup(_Path(path, signed), **options)
+
+
+class _Path(NamedTuple):
+    """What `open` hands to `Scuttleup`, which looks at all options before anything is made."""
+
+    path: str | bytes | PathLike[Any]
+    signed: bool
 
 
 # As `inspect` has it, which takes a while to load.
@@ -103,7 +107,7 @@ class Scuttleup:
         key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
     ) -> None:
-        if not isinstance(db, Database) and not hasattr(db, "write_batch"):
+        if not isinstance(db, _Path) and not hasattr(db, "write_batch"):
             raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
         self._encoding = find_encoding(value_encoding)
         # The same as `self._encoding.encode`, which `append` would look up at every call.
@@ -117,11 +121,16 @@ class Scuttleup:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
         # Asked by replications. The user gets the change as it can be read, not as it is stored.
         self._verify = verify and (lambda change: verify(self._decoded(change)))
-        # `open` hands in a `Database` of its own, which `close` then closes.
-        database = db if isinstance(db, Database) else Database(db)
-        self._store = Store(
-            database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
-        )
+        database = open_database(db.path) if isinstance(db, _Path) else Database(db)
+        try:
+            if isinstance(db, _Path) and key is None:  # else the key lies elsewhere
+                key = load_key(database, make=db.signed)
+            self._store = Store(
+                database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
+            )
+        except BaseException:
+            database.close()
+            raise
 
     @property
     def id(self) -> str:

@@ -451,3 +451,15 @@ def test_when_leveldb_has_given_up_the_error_says_to_open_it_again(path: Path) -
     with scuttleup.open(path) as logs:
         assert logs.head == head
         assert logs.append(b"x").seq == head["us"] + 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"value_encoding": "xml"}, {"verify": 1}, {"max_entry": 0}, {"signed": True, "id": "bob"}],
+)
+def test_a_wrong_option_makes_no_database(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        scuttleup.open(tmp_path / "new.db", **options)
+    with pytest.raises(TypeError, match="no_such_option"):
+        scuttleup.open(tmp_path / "new.db", no_such_option=1)
+    assert list(tmp_path.iterdir()) == []
