@@ -12,7 +12,7 @@ from itertools import pairwise
 import nacl.bindings
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scuttleup import ScuttleupError
@@ -100,6 +100,7 @@ def another_implementation(seed: bytes, entries: list[bytes]) -> tuple[str, list
     return "ed25519." + urlsafe_b64encode(public).decode().rstrip("="), stored
 
 
+@settings(deadline=None)  # the first call loads two libraries
 @given(st.binary(min_size=32, max_size=32), st.lists(st.binary(max_size=200), max_size=5))
 def test_the_table_is_enough_to_write_another_implementation(
     seed: bytes, entries: list[bytes]
