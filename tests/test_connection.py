@@ -378,8 +378,7 @@ async def held_up(linked: Any, logs: Scuttleup, says: bytes, **options: Any) -> 
     stream, (reader, writer) = linked
     run = asyncio.create_task(logs.replicate(*stream, **options))
     writer.write(says)
-    await until(lambda: stream[1].transport.get_write_buffer_size() > 16 * 1024)
-    await until(lambda: reader._paused)
+    await until(lambda: reader._paused and stream[1]._protocol._paused)
     return run, reader, writer
 
 

@@ -324,6 +324,11 @@ def test_an_unknown_mode_leaves_the_one_before_it(mode: int) -> None:
     assert decode_handshake(message).mode == "push"
 
 
+def test_a_known_number_with_another_wire_type_is_unknown() -> None:
+    message = b"\x0a\x01f" + b"\x10\x05" + b"\x08\x05"
+    assert decode_handshake(message) == google_reads("Handshake", message)
+
+
 def changed_bytes(data: bytes) -> Iterator[bytes]:
     """`data` with every byte in turn set to every value, one added or the last one missing."""
     for at in range(len(data)):

@@ -24,6 +24,7 @@ from scuttleup.database import Database
 from scuttleup.keys import change_keys, log_prefix
 from scuttleup.limits import MAX_ENTRY, RUN_BYTES, RUN_ENTRIES
 from scuttleup.read_stream import _Alarm
+from scuttleup.scan import FEW
 from scuttleup.store import Store
 
 T = TypeVar("T")
@@ -216,6 +217,17 @@ def test_deleted_entries_are_skipped(
     for seq in gone:
         logs.delete("us", seq)
     left = [change for change in changes if change.peer != "us" or change.seq not in gone]
+    assert list(logs.create_read_stream()) == left
+
+
+def test_any_entries_of_a_short_log_may_be_deleted(logs: Scuttleup) -> None:
+    left: list[Change] = []
+    for number, kept in enumerate(itertools.product([False, True], repeat=FEW)):
+        changes = [Change(f"peer {number:02}", seq, "x") for seq in range(1, FEW + 1)]
+        logs.write(changes)
+        left += itertools.compress(changes, kept)
+        for change in set(changes) - set(left):
+            logs.delete(change.peer, change.seq)
     assert list(logs.create_read_stream()) == left
 
 

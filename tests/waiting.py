@@ -32,7 +32,7 @@ def start(work: Callable[[], T]) -> Future[T]:
 async def until(condition: Callable[[], object]) -> None:
     """Look again and again. `conftest.py` ends a test in which this takes too long."""
     while not condition():
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.002)
 
 
 async def arrival(logs: Scuttleup, head: Mapping[str, int]) -> None:
