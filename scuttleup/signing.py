@@ -115,7 +115,7 @@ def public_key(peer: str) -> bytes | None:
 
 def is_signed(peer: str) -> bool:
     """Whether `peer` is the id of a signed log."""
-    return public_key(peer) is not None
+    return peer.startswith(PREFIX) and public_key(peer) is not None
 
 
 def is_odd(peer: str) -> bool:

@@ -378,8 +378,12 @@ class Store:
     def get(self, peer: str, seq: int) -> bytes:
         """The stored bytes of entry number `seq` of `peer`. Raises EntryNotFound."""
         key = log_prefix(peer) + pack_seq(seq)
-        with self.database.reads, self.database as db:
-            entry: bytes | None = db.get(key, verify_checksums=True)
+        database = self.database
+        with database.reads:
+            try:  # what `with database as db` does, without its two calls
+                entry: bytes | None = database.ready().get(key, verify_checksums=True)
+            except ERRORS as error:
+                raise database.error(error) from error
         if entry is None:
             raise EntryNotFound(f"no entry {seq} of {peer!r}")
         return entry
