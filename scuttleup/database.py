@@ -55,14 +55,16 @@ import weakref
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from .errors import DamagedDatabase, DatabaseError, ScuttleupError
 
 # Every binding that is installed. Usually that is one. A program may have both, and hand us a
 # database of either.
-_BINDINGS = [import_module(name) for name in ("plyvel", "plyvel_next") if find_spec(name)]
+_BINDINGS: list[Any] = []
+for _name in "plyvel", "plyvel_next":
+    with suppress(ModuleNotFoundError):
+        _BINDINGS.append(import_module(_name))
 if not _BINDINGS:
     raise ImportError("scuttleup needs a binding of LevelDB: pip install plyvel-next, or plyvel")
 # The one that `open` uses.

@@ -54,7 +54,6 @@ for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of o
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -72,7 +71,6 @@ from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, h
 from .store import Store
 
 # Warnings of logs that are left out go here.
-log = logging.getLogger("scuttleup")
 
 
 class Replicated(NamedTuple):
@@ -138,7 +136,9 @@ class _Warnings:
         self._told.append(now)
         more = f" ({self._untold} such lines before this one were not told)" * bool(self._untold)
         self._untold = 0
-        log.warning("%s%s", text, more)
+        import logging  # only here: it takes longer to load than the rest of this file
+
+        logging.getLogger("scuttleup").warning("%s%s", text, more)
 
 
 class ReplicationStream:

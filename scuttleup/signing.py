@@ -62,7 +62,6 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 from operator import eq
 from typing import Any, NamedTuple
 
@@ -140,6 +139,8 @@ def strip(stored: bytes) -> bytes:
 
 def link_after(stored: bytes) -> bytes:
     """The link (32 bytes) of the entry that follows `stored`; see `FIRST_LINK` for number 1."""
+    from hashlib import sha256  # here and below: OpenSSL takes 3 ms to load, and few need it
+
     return sha256(stored).digest()
 
 
@@ -194,6 +195,8 @@ class Signer:
         1. Returns the entries as they are stored, 96 bytes longer each, and the link after the last
         of them, which is what the next call needs.
         """
+        from hashlib import sha256
+
         # 22 µs each, of which libsodium takes 20. One hash state serves both for what is signed and
         # for the next link, so each entry is hashed only once.
         sealed = []
@@ -237,6 +240,8 @@ def check(run: Run, link: bytes | None) -> Checked:
 
     # First all hashes and then all links, each in a loop in C: 1.3 million entries a second in runs
     # of 250. `linked` says of each entry whether it has the link that it must have.
+    from hashlib import sha256
+
     hashes = [sha256(stored).digest() for stored in entries]
     linked = [follows(first, stored, link) for stored in entries[:1]]
     linked += map(eq, [stored[_LINK] for stored in entries[1:]], hashes)
@@ -274,6 +279,8 @@ def _is_signature(key: bytes, seq: int, stored: bytes) -> bool:
     if len(stored) < TRAILER_BYTES:
         return False
     # A view, since an entry may have 16 MiB.
+    from hashlib import sha256
+
     digest = sha256(memoryview(stored)[:-SIGNATURE_BYTES]).digest()
     with suppress(nacl.exceptions.BadSignatureError):
         nacl.bindings.crypto_sign_open(stored[-SIGNATURE_BYTES:] + _signed(seq, digest), key)
