@@ -417,6 +417,7 @@ def test_a_change_has_at_most_1000_fields() -> None:
     ),
     st.lists(st.integers(1, 9) | st.integers(1, 2000), min_size=1),
 )
+@example([("far", MAX - 1, [b"a", b"b"]), ("far", 1, [b"c"])], [1000])
 @example([("far", 125, [bytes(size) for size in (0, 1, 100, 127, 128, 20_000, 3)])], [1])
 def test_any_cutting_of_the_bytes_gives_the_same_changes(
     runs: list[tuple[str, int, list[bytes]]], sizes: list[int]
