@@ -10,6 +10,7 @@ const level = require('level')
 const scuttleup = require('scuttleup')
 
 let db, logs, server
+let closing = false
 let connections = []
 let timers = []
 
@@ -36,12 +37,14 @@ async function stored () {
 
 const methods = {
   open: async (path, opts) => {
+    closing = false
     db = level(path)
     logs = scuttleup(db, opts)
     logs.setMaxListeners(0)
     await once(logs, 'ready')
   },
   close: async () => {
+    closing = true
     timers.forEach(clearInterval)
     if (server) server.close()
     for (const { socket } of connections) socket.destroy()
@@ -110,5 +113,9 @@ async function main () {
   await methods.close()
 }
 
+process.on('uncaughtException', (error) => {
+  // For a connection that is gone the original reads on, also when its database has been closed.
+  if (!closing || !/before open/.test(error.message)) throw error
+})
 process.on('unhandledRejection', (error) => { throw error })
 main()
