@@ -92,7 +92,8 @@ class Store:
         self._news = News()
         # Whether a write began and was not seen to end.
         self._in_doubt = False
-        # Whether a write without sync may have come before: perhaps in an earlier process.
+        # Whether a write without sync may have come before, perhaps by an earlier `Store` of this
+        # LevelDB.
         self._unsynced = True
         with database.reads, database as db:
             stored = load_id(db)
@@ -300,7 +301,7 @@ class Store:
             if not follows(first, entries[0], link):
                 return 0, f"fork at {first}"
         if max(map(len, entries)) <= self.max_entry:
-            return 0, ""
+            return len(entries), ""
         large = next(at for at, entry in enumerate(entries) if len(entry) > self.max_entry)
         return large, self._too_large(first + large, entries[large])
 
