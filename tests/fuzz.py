@@ -30,18 +30,26 @@ except ImportError:
 
 with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullcontext():
     from scuttleup import Change, ConnectionLost, ProtocolError, ReplicationStream, Scuttleup
+    from scuttleup.check import check_logs
     from scuttleup.limits import MAX_ENTRY, MAX_FRAME
     from scuttleup.messages import encode_changes, encode_handshake
+    from scuttleup.signing import FIRST_LINK, Signer, link_after
 
 LIMIT = 500  # of a frame that is kept: within the reach of a mutation
-# What the peer has that hears all this.
-HAS = [
-    *[Change("us", seq, b"ours %d" % seq) for seq in (1, 2, 3)],
-    *[Change("far", seq, b"theirs %d" % seq) for seq in (1, 2, 5)],
-]
+# Two signed logs: that of somebody else, and our own where it is signed. Of entry 4 on the other
+# author has signed a second branch.
+KEY = bytes(32)
+AUTHOR, OURS = Signer(bytes([1] * 32)), Signer(KEY)
+SIGNED = AUTHOR.seal(1, [b"signed %d" % seq for seq in range(1, 9)], FIRST_LINK)[0]
+BRANCH = AUTHOR.seal(4, [b"branch 4", b"branch 5"], link_after(SIGNED[2]))[0]
+OUR_SIGNED = OURS.seal(1, [b"ours %d" % seq for seq in range(1, 7)], FIRST_LINK)[0]
+# What the peer has that hears all this, of signed logs and of others.
+HAS_SIGNED = [Change(AUTHOR.id, seq, SIGNED[seq - 1]) for seq in (1, 2)]
+HAS = [Change("far", seq, b"theirs %d" % seq) for seq in (1, 2, 5)]
 VALID = encode_handshake("far", {"far": 9}, "sync") + encode_changes("far", 6, [b"valid"])
 INTERESTING = [0, 1, 4, 5, 127, 128, LIMIT, 2**31, MAX, MAX + 1, 2**63, 2**64 - 1]
 IDS = [b"us", b"far", b"new", b"", b"\xff", "\xff".encode(), "\u0100".encode(), b"us\0"]
+IDS += [AUTHOR.id.encode(), OURS.id.encode(), AUTHOR.id.encode()[:-1]]
 STREAMS_BEFORE_A_NEW_DATABASE = 5_000
 
 
@@ -70,9 +78,14 @@ class Target:
         """What is in the database after that, which logs were left out, and the error, if any."""
         db = self._empty_db()
         verify = (lambda change: len(change.entry) != 7) if options & 16 else None
+        only_signed = options & 192 == 192
+        own: dict[str, Any] = {"key": KEY} if options & 64 else {"id": "us"}
         max_entry = LIMIT - (MAX_FRAME - MAX_ENTRY)
-        logs = Scuttleup(db, id="us", verify=verify, max_entry=max_entry)
-        logs.write(HAS)
+        logs = Scuttleup(db, **own, verify=verify, max_entry=max_entry, only_signed=only_signed)
+        ours = OUR_SIGNED[:3] if options & 64 else [b"ours 1", b"ours 2", b"ours 3"]
+        has = [Change(logs.id, seq, entry) for seq, entry in enumerate(ours, 1)] + HAS_SIGNED
+        has += [] if only_signed else HAS
+        logs.write(has)
         before = dict(db.iterator())
         stream = logs.create_replication_stream(mode=MODES[options % 4 % 3], live=bool(options & 8))
         error = None
@@ -97,14 +110,16 @@ class Target:
         after = dict(db.iterator())
         assert before.items() <= after.items(), "an entry was changed"
         reopened = Scuttleup(db)
-        assert reopened.id == "us"
+        assert reopened.id == logs.id
         assert reopened.head == logs.head, "heads are not those of the database"
+        assert not [log for log in check_logs(reopened) if log.fault], "stored without a proof"
         changes = list(reopened.create_read_stream())
-        ours = [change.seq for change in changes if change.peer == "us"]
-        assert ours == list(range(1, len(ours) + 1)), "our own log has a gap"
-        assert stream.replicated.received == len(changes) - len(HAS)
+        numbers = [change.seq for change in changes if change.peer == logs.id]
+        if not options & 64:
+            assert numbers == list(range(1, len(numbers) + 1)), "our own log has a gap"
+        assert stream.replicated.received == len(changes) - len(has)
         assert not verify or all(map(verify, changes)), "stored against the word of verify"
-        assert logs.append(b"next").seq == len(ours) + 1
+        assert logs.append(b"next").seq == numbers[-1] + 1
         return after, stream.replicated.refused, error
 
     def _empty_db(self) -> Any:
@@ -132,15 +147,19 @@ def is_over(stream: ReplicationStream) -> bool:
 
 def seeds() -> list[bytes]:
     """Valid traffic, for each of our modes."""
-    heads = [{}, {"far": 5}, {"far": 7, "us": 5, "new": 2}]
+    heads = [{}, {"far": 5, AUTHOR.id: 1}, {"far": 7, "us": 5, "new": 2, AUTHOR.id: 9, OURS.id: 6}]
     tail = encode_changes("us", 4, [b"restored", b"too"])
     more = encode_changes("far", 6, [b"a", b"b" * 200]) + encode_changes("new", 1, [b"", b"c"])
+    signed = encode_changes(AUTHOR.id, 3, SIGNED[2:]) + encode_changes(OURS.id, 4, OUR_SIGNED[3:])
+    branch = encode_changes(AUTHOR.id, 3, [SIGNED[2], *BRANCH, *SIGNED[5:]])
+    gap = encode_changes(AUTHOR.id, 5, SIGNED[4:]) + encode_changes(OURS.id, 5, OUR_SIGNED[4:])
+    options = [(0, 0), (9, 1), (2, 7), (24, 0), (56, 3), (32, 0), (64, 0), (73, 9), (192, 0)]
     return [
-        bytes([options, cutting]) + encode_handshake("far", head, mode) + changes
-        for options, cutting in ((0, 0), (9, 1), (2, 7), (24, 0), (56, 3), (32, 0))
+        bytes([option, cutting]) + encode_handshake("far", head, mode) + changes
+        for option, cutting in options
         for mode in MODES
         for head in heads
-        for changes in (b"", tail + more, more + b"\0" + more)
+        for changes in (b"", tail + more, more + b"\0" + more, signed, branch, gap)
     ]
 
 
