@@ -43,7 +43,6 @@ pass unchanged.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from asyncio import StreamReader, StreamWriter
 from collections import deque
@@ -182,7 +181,7 @@ class _Connection:
                     [task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED
                 )
                 self._raise_first_error(tasks)
-            if self._writer.can_write_eof() and not closed.done():
+            if self._writer.can_write_eof():
                 # A remote that got nothing from us can lose nothing when we close before it has
                 # read.
                 limit = limits.LINGER if self.stream.replicated.sent else min(limits.LINGER, 1)
@@ -286,9 +285,6 @@ class _Connection:
         with _link_errors():
             if not unsent and not self._ended and self.stream.between_frames:
                 self._writer.write(b"\0")
-            sock = self._writer.get_extra_info("socket")
-            if sock is not None and (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-                raise OSError(code, os.strerror(code))
             if self._writer.transport.is_closing():
                 raise ConnectionResetError("the remote is gone")
 

@@ -135,8 +135,9 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
 class _Alarm:
     """Wakes the reader that sleeps, be it a thread or a task.
 
-    Both ways of waiting first get ready to be woken and then look, with `idle`, whether there is a
-    reason to sleep. So a ring that comes after the look is not lost.
+    Both ways of waiting can be woken before they look, with `idle`, whether there is a reason to
+    sleep. So a ring that comes after the look is not lost. A thread may also be woken by a ring
+    that came before the look. Then it finds nothing to read, and waits again.
     """
 
     def __init__(self) -> None:
@@ -155,11 +156,8 @@ class _Alarm:
         if wake_task := self._wake_task:
             wake_task()
 
-    # Both first get ready to be woken and then look: what comes after the look wakes them.
-
     def wait(self, idle: Callable[[], bool]) -> None:
         """Sleep until the next ring, in a thread, unless `idle` says that there is something."""
-        self._silence.acquire(blocking=False)
         if idle():
             self._silence.acquire()
 

@@ -70,8 +70,6 @@ from .limits import MAX_ENTRY, MAX_LEFT_OUT, MAX_TOLD, TELL_SECONDS
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 from .store import Store
 
-# Warnings of logs that are left out go here.
-
 
 class Replicated(NamedTuple):
     """What a replication came to.

@@ -87,13 +87,10 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
             room -= len(entry)
             if room <= 0:
                 break
-        # Whether the iteration ended by itself, before it had read all that it may.
-        ended = len(entries) < wanted and room > 0
-        if ended:
-            _check_end(db)
-        # See "How gaps are found" above. To look at each key would take a fifth of the time.
+        # See "How gaps are found" above. To look at each key would take a fifth of the time. If the
+        # iteration ended early, the next call finds out why.
         if key == prefix + pack_seq(after + len(entries)):
-            return [Run(peer, after + 1, entries)], last if ended else after + len(entries)
+            return [Run(peer, after + 1, entries)], after + len(entries)
         # There are gaps, so the same entries are read again, this time with their numbers.
         pairs.seek_to_start()
         runs, after = _cut_at_gaps(peer, pairs, len(prefix), len(entries))
