@@ -165,9 +165,6 @@ class Database:
             if self.refusal is not None:
                 return ScuttleupError(self.refusal)
             return DatabaseError(f"{self.path} was closed while these logs were in use")
-        if isinstance(error, ValueError):  # something that is stored is not what it should be
-            # Something that is stored is not what it should be.
-            return DatabaseError(f"{self.path} cannot be used: {error}")
         if isinstance(error, Unreadable):
             return DamagedDatabase(f"{self.path} is damaged: {error}")
         # When LevelDB could not save what it holds, for instance while the disk was full, it gives

@@ -245,15 +245,12 @@ class Store:
                 first = head + 1
             if not entries or peer in left_out:
                 continue
-            keep, reason = self._fault(peer, first, entries, head, room, proven_at)
-            if reason:
+            if reason := self._fault(peer, first, entries, head, room, proven_at):
                 if refused is None:
                     raise ValueError(f"{peer!r}: {reason}")
                 refused.setdefault(peer, reason)
                 left_out.add(peer)
-                if not keep:
-                    continue
-                entries = entries[:keep]
+                continue
             if not head and peer != self.id:
                 room -= log_bytes(peer)
             keys = change_keys(log_prefix(peer), first, len(entries))
@@ -285,25 +282,25 @@ class Store:
         head: int,
         room: int,
         proven_at: dict[str, int],
-    ) -> tuple[int, str]:
-        """How many of `entries` may be stored behind number `head`, and why no more may.
+    ) -> str:
+        """Why `entries` may not be stored behind number `head`; "" if they may.
 
-        The reason is "" if all may be stored; the number means nothing then.
+        Only `write` can find one that is too large: the protocol has left out such a log before.
         """
         if not head and peer != self.id and room < log_bytes(peer):
-            return 0, "there is no room for another log"
+            return "there is no room for another log"
         if peer == self.id and first != head + 1 and not self._is_signed:
-            return 0, f"entry {first} of our own log does not follow {head}"
+            return f"entry {first} of our own log does not follow {head}"
         if proven_at.get(peer, head) < head == self.heads.get(peer):
             # Some of this log was stored after its signatures were checked. So the first link has
             # to be compared once more.
             link = self._authors.link_after(peer, head) if first == head + 1 else None
             if not follows(first, entries[0], link):
-                return 0, f"fork at {first}"
+                return f"fork at {first}"
         if max(map(len, entries)) <= self.max_entry:
-            return len(entries), ""
+            return ""
         large = next(at for at, entry in enumerate(entries) if len(entry) > self.max_entry)
-        return large, self._too_large(first + large, entries[large])
+        return self._too_large(first + large, entries[large])
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry. Its number stays used.
