@@ -236,26 +236,16 @@ def test_an_unknown_encoding_is_named_beside_the_known_ones(name: Any) -> None:
 
 
 def test_a_change_prints_as_in_the_exercise() -> None:
-    change = Change("the-id", 1, "hello world")
-    assert str(change) == "{peer: 'the-id', seq: 1, entry: 'hello world'}"
+    assert str(Change("id", 1, "hello world")) == "{peer: 'id', seq: 1, entry: 'hello world'}"
     assert str(Change("é", 2, "grüße 😀")) == "{peer: 'é', seq: 2, entry: 'grüße 😀'}"
 
 
-HOSTILE = [chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]]  # C0, DEL, C1
-HOSTILE += list("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # bidi
-HOSTILE += [*"\u2028\u2029\ufeff\ud800", "\x1b]0;title\x07", "\x9b31m", "\x1b[2J"]
+EVERY = "".join(map(chr, range(0x110000)))
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
 @pytest.mark.parametrize(
-    "entry_of",
-    [str, lambda text: text.encode(errors="replace"), lambda text: {text: [text]}],
-    ids=["text", "bytes", "json"],
+    "entry", [EVERY, bytes(range(256)), {EVERY: [EVERY]}], ids=["text", "bytes", "json"]
 )
-def test_no_control_character_reaches_the_output(hostile: str, entry_of: Any) -> None:
-    assert str(Change("a" + hostile, 1, entry_of("b" + hostile))).isprintable()
-
-
-@given(st.text(), st.text() | st.binary() | json_values)
-def test_a_line_is_printable_whatever_is_in_it(peer: str, entry: object) -> None:
-    assert str(Change(peer, 1, entry)).isprintable()
+def test_no_control_character_reaches_the_output(entry: object) -> None:
+    """Such as an escape, a line's end, or a change of the direction of writing."""
+    assert str(Change(EVERY, 1, entry)).isprintable()
