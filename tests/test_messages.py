@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import permutations
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from google.protobuf import message_factory, text_format
@@ -19,7 +19,6 @@ from scuttleup.changes import expand
 from scuttleup.limits import MAX_ENTRY, MAX_FIELD, MAX_FRAME, MAX_SKIPPED
 from scuttleup.messages import Decoder, encode_changes, encode_handshake
 
-T = TypeVar("T")
 Strategy = st.SearchStrategy[Any]
 Handshake = tuple[str, dict[str, int], str]  # the id, the head and the mode
 Run = tuple[str, int, list[bytes]]  # the peer, the first number and the entries
@@ -82,8 +81,7 @@ def decode_handshake(message: bytes, sizes: Iterable[int] = (MAX_FRAME,)) -> Han
     if not decoder.handshake:
         raise ValueError("no message at all")
     assert not decoder.pending
-    id, mode = decoder.handshake
-    return id, head, mode
+    return decoder.handshake.id, head, decoder.handshake.mode
 
 
 def decode_changes(*pieces: bytes, most: int = MAX_ENTRY) -> list[Any]:
@@ -102,7 +100,7 @@ def decode_change(message: bytes) -> Any:
     return change
 
 
-def attempt(read: Callable[..., T], *arguments: Any) -> T | str:
+def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
     """What `read` returns, or what its ValueError says."""
     try:
         return read(*arguments)
@@ -132,6 +130,8 @@ seqs = st.integers(0, MAX) | st.sampled_from(edges)
 heads = st.dictionaries(texts, seqs, max_size=4)
 # Of pieces in which bytes come.
 sizes = st.lists(st.integers(1, 9) | st.integers(1, 2000), min_size=1)
+# Of bytes, by their place.
+alterations = st.dictionaries(st.integers(0), st.integers(0, 255), max_size=4)
 # A tag or a length is one of 32 bits: five bytes at most.
 widths = st.just(1) | st.integers(1, 5)
 
@@ -177,7 +177,7 @@ KNOWN: dict[str, tuple[list[Strategy], list[Strategy]]] = {
 }
 
 
-# --- Our frames -----------------------------------------------------------------------------------
+# --- As protobuf does -----------------------------------------------------------------------------
 
 
 @unhurried
@@ -198,9 +198,6 @@ def test_protobuf_writes_the_same_changes(peer: str, first: int, some: list[byte
     assert encode_changes(peer, first, some) == theirs
 
 
-# --- Their frames ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["Handshake", "Change"])
 @settings(unhurried, max_examples=60)
 @given(data=st.data())
@@ -209,9 +206,6 @@ def test_protobuf_reads_a_well_formed_message_alike(name: str, data: st.DataObje
     message = data.draw(messages(name))
     for end in range(max(1, len(message) - 200), len(message) + 1):
         assert_read_alike(name, message[:end])
-
-
-alterations = st.dictionaries(st.integers(0), st.integers(0, 255), max_size=4)
 
 
 @settings(unhurried, max_examples=120)
@@ -240,8 +234,6 @@ RULES = {
     "a field number too great": GOOD + varint(2**29 << 3) + b"\0",
     "wire type 6": GOOD + bytes.fromhex("26"),
     "wire type 7": GOOD + bytes.fromhex("27"),
-    "8 bytes cut off": GOOD + bytes.fromhex("2100000000000000"),
-    "4 bytes cut off": GOOD + bytes.fromhex("25000000"),
     "a peer of the wrong wire type": bytes.fromhex("0801 1001 1a0165"),
     "a seq of the wrong wire type": bytes.fromhex("0a0166 120101 1a0165"),
     "an entry of the wrong wire type": bytes.fromhex("0a0166 1001 1801"),
@@ -347,7 +339,7 @@ def test_a_change_has_at_most_1000_fields() -> None:
 )
 @example([("far", MAX - 1, [b"a", b"b"]), ("far", 1, [b"c"])], [1000])
 @example([("far", 125, [bytes(size) for size in (0, 1, 100, 127, 128, 20_000, 3)])], [1])
-def test_any_cutting_of_the_bytes_gives_the_same_changes(runs: list[Run], sizes: list[int]) -> None:
+def test_changes_are_the_same_however_they_are_cut(runs: list[Run], sizes: list[int]) -> None:
     data = b"".join(encode_changes(*run) for run in runs)
     assert decode_changes(*cut(data, sizes)) == [c for run in runs for c in expand(*run)]
 
@@ -430,9 +422,7 @@ def test_a_length_without_an_end_or_above_1_gib_is_refused(length: bytes, first:
 
 @pytest.mark.parametrize("cutting", [[1], [300], [10**6]], ids=str)
 @pytest.mark.parametrize("most", [10, 100, 200, 20_000])
-def test_an_entry_that_is_too_large_is_not_given_out_and_what_follows_is(
-    most: int, cutting: list[int]
-) -> None:
+def test_an_entry_that_is_too_large_is_left_out(most: int, cutting: list[int]) -> None:
     entries = [b"a", bytes(most), bytes(most + 1), b"b", bytes(most + 300), bytes(3 * most), b"c"]
     decoder = Decoder(most)
     read: list[Any] = []
