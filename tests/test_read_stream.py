@@ -287,11 +287,11 @@ async def test_leaving_the_with_block_closes_this_stream_alone(logs: Scuttleup) 
     other = logs.create_read_stream(live=True)
     with logs.create_read_stream(live=True) as stream:
         assert next(stream) == changes[0]
-    stream.close()  # once more
     changes.append(logs.append("c"))
-    assert take(other, 3) == changes
-    assert list(stream) == []
     assert [change async for change in stream] == []
+    stream.close()  # once more
+    assert list(stream) == []
+    assert take(other, 3) == changes
 
 
 # --- What cannot be decoded ---
