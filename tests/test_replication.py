@@ -115,12 +115,6 @@ def replicate(a: Peer, b: Peer, **options: Any) -> None:
         stream.close()
 
 
-def give_up(stream: ReplicationStream) -> None:
-    """Let so much time pass that nothing more is waited for."""
-    for now in (0.0, 1.0, 6.1):
-        stream.tick(now)
-
-
 def assert_sound(peer: Peer) -> None:
     """The heads are those of the database, and our own log has no gap."""
     reopened = Scuttleup(peer.db)
@@ -204,17 +198,6 @@ def test_each_gets_what_it_lacks_and_nothing_else(
         stream.close()
 
 
-def test_two_that_have_the_same_exchange_handshakes_alone(new_peer: NewPeer) -> None:
-    a, b = new_peer("a", b"1", b"2"), new_peer("b", b"3")
-    replicate(a, b)
-    stream, remote = streams(a, b, live=False)
-    assert carry(stream, remote) == len(encode_handshake("a", {"a": 2, "b": 1}, "sync"))
-    assert carry(remote, stream) == len(encode_handshake("b", {"a": 2, "b": 1}, "sync"))
-    assert carry(stream, remote) == 0
-    assert stream.finished
-    assert remote.finished
-
-
 def test_a_handshake_is_there_before_the_remote_says_anything(new_peer: NewPeer) -> None:
     stream = new_peer("us", b"1").logs.create_replication_stream(mode="pull")
     assert stream.data_to_send() == encode_handshake("us", {"us": 1}, "pull")
@@ -255,24 +238,6 @@ def test_a_new_entry_is_on_its_way_at_once(new_peer: NewPeer) -> None:
         assert stream.data_to_send() == b""
 
 
-def test_an_entry_from_another_thread_wakes_a_stream_that_has_nothing_to_do(
-    new_peer: NewPeer,
-) -> None:
-    us, them = new_peer("us"), new_peer("them")
-    woken = threading.Event()
-    stream = us.logs.create_replication_stream(wake=woken.set)
-    remote = them.logs.create_replication_stream()
-    pump((stream, remote))
-    appender = threading.Thread(target=lambda: [us.logs.append(b"%d" % n) for n in range(1000)])
-    appender.start()
-    while them.logs.head.get("us", 0) < 1000:
-        assert woken.wait(60)
-        woken.clear()
-        carry(stream, remote)
-    appender.join()
-    assert them.entries == us.entries
-
-
 def test_an_entry_appended_between_the_handshakes_is_sent(new_peer: NewPeer) -> None:
     us, them = new_peer("us", b"1"), new_peer("them")
     stream, remote = streams(us, them)
@@ -292,17 +257,6 @@ def test_what_comes_from_one_remote_goes_to_the_others_and_not_back(new_peer: Ne
     assert to_third.data_to_send() == encode_changes("them", 2, [b"new"])
     assert to_them.data_to_send() == b""
     assert to_them.replicated == (0, 2, {})
-
-
-def test_a_live_stream_passes_nothing_on_that_the_remote_has_sent_since(new_peer: NewPeer) -> None:
-    """Both have it from a third at the same time: whoever hears it first says nothing."""
-    us, them = new_peer("us"), new_peer("them")
-    stream, remote = streams(us, them)
-    pump((stream, remote))
-    for peer in (us, them):
-        peer.logs.write([Change("third", 1, b"news")])
-    carry(remote, stream)
-    assert stream.data_to_send() == b""
 
 
 @pytest.mark.parametrize("ring", [False, True], ids=["chain", "ring"])
@@ -372,22 +326,6 @@ def test_a_stream_that_was_closed_hears_of_nothing(new_peer: NewPeer) -> None:
 
 
 # --- The end --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_remote_that_deleted_what_it_promises_is_waited_for_until_told_otherwise(
-    new_peer: NewPeer, mode: str
-) -> None:
-    us, them = new_peer("us"), new_peer("them", b"1", b"2", b"3")
-    them.logs.delete("them", 3)
-    stream = us.logs.create_replication_stream(mode=mode, live=False)
-    remote = them.logs.create_replication_stream()
-    pump((stream, remote))
-    assert stream.waiting == (mode != "push")
-    assert stream.finished == (mode == "push")
-    give_up(stream)
-    assert stream.finished
-    assert us.logs.head == ({} if mode == "push" else {"them": 2})
 
 
 def test_what_was_promised_may_come_from_elsewhere(new_peer: NewPeer) -> None:
@@ -548,13 +486,6 @@ def test_a_change_that_the_modes_do_not_allow_is_an_error(us: Peer, ours: str, t
     with pytest.raises(ProtocolError, match="a change, though the modes allow none: 1 of 'far'"):
         stream.receive_data(encode_changes("far", 1, [b"unasked"]))
     assert us.contents == before
-
-
-def test_a_remote_cannot_move_our_log_by_promising(us: Peer) -> None:
-    stream = us.logs.create_replication_stream()
-    stream.receive_data(encode_handshake("far", {"us": 2**31}, "sync"))
-    assert us.logs.append(b"3").seq == 3
-    assert_sound(us)
 
 
 def test_what_we_have_already_is_skipped(us: Peer) -> None:
@@ -980,16 +911,6 @@ def test_while_the_remote_has_not_taken_all_it_is_given_time(us: Peer) -> None:
     assert stream.finished
 
 
-def test_a_live_stream_waits_for_nothing(us: Peer) -> None:
-    stream = us.logs.create_replication_stream()
-    stream.receive_data(encode_handshake("far", {"near": 9}, "sync"))
-    for now in range(100):
-        stream.tick(now)
-    stream.receive_data(change(b"near", 2))
-    assert us.logs.head["near"] == 2
-    assert not stream.waiting
-
-
 # --- Memory ---------------------------------------------------------------------------------------
 
 
@@ -1017,21 +938,6 @@ def test_half_a_change_takes_no_more_than_what_came_of_it(
         stream.receive_data(bytes(piece))
     _, peak = tracemalloc.get_traced_memory()
     assert peak - before < kept * 9 // 8 + 3 * piece + 10_000
-
-
-@pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
-def test_frames_of_length_0_without_an_end_take_no_memory(
-    us: Peer, greeting: bytes, traced: None
-) -> None:
-    stream = us.logs.create_replication_stream()
-    if greeting:
-        stream.receive_data(greeting)
-    piece = bytes(1000)
-    before, _ = tracemalloc.get_traced_memory()
-    for _ in range(20):
-        stream.receive_data(piece)
-    after, _ = tracemalloc.get_traced_memory()
-    assert after - before < 5000
 
 
 # --- verify ---------------------------------------------------------------------------------------
