@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -461,114 +460,73 @@ def test_some_seconds_of_fuzzing_find_nothing() -> None:
 
 
 def big_change(peer: str, seq: int) -> bytes:
-    """With an entry above the `max_entry` of these tests."""
+    """With an entry above the `max_entry` of `strict`."""
     return encode_changes(peer, seq, [bytes(300)])
 
 
 LONG = "x" * 256
 BELOW = "a peer id is one or more characters below U+00FF, not "
-# What it is, the log, how it is shown, what is sent of it, and why it is left out.
-BAD_LOGS: list[tuple[str, str, str, bytes, str]] = [
-    ("an empty id", "", "", change(b"", 1), f"{BELOW}''"),
-    ("U+00FF", "aÿ", "aÿ", change("aÿ".encode(), 1), f"{BELOW}'aÿ'"),
-    ("above U+00FF", "😀", "😀", change("😀".encode(), 1), f"{BELOW}'😀'"),
-    (
-        "an id of 256 bytes",
-        LONG,
-        "x" * 64 + "…",
-        encode_changes(LONG, 1, [b"x"]),
-        "a peer id has at most 255 bytes",
-    ),
-    ("a change 0", "new", "new", change(b"new", 0), "an entry has the number 0"),
-    ("a change 0 of a known log", "near", "near", change(b"near", 0), "an entry has the number 0"),
-    ("a leap in our log", "us", "us", change(b"us", 4), "entry 4 of our own log does not follow 2"),
-    (
-        "a great leap",
-        "us",
-        "us",
-        change(b"us", 2**31),
-        f"entry {2**31} of our own log does not follow 2",
-    ),
-    ("a large entry", "new", "new", big_change("new", 1), "entry 1 has more than 299 bytes"),
-    (
-        "one of a known log",
-        "near",
-        "near",
-        big_change("near", 2),
-        "entry 2 has more than 299 bytes",
-    ),
-    (
-        "a larger one",
-        "new",
-        "new",
-        encode_changes("new", 3, [bytes(5000)]),
-        "entry 3 has more than",
-    ),
-]
-bad_logs = pytest.mark.parametrize(
-    ("peer", "shown", "data", "reason"), [pytest.param(*row[1:], id=row[0]) for row in BAD_LOGS]
-)
+# What it is, the log, what is sent of it, and why it is left out.
+BAD_LOGS = {
+    "an empty id": ("", change(b"", 1), f"{BELOW}''"),
+    "an id with U+00FF": ("aÿ", change("aÿ".encode(), 1), f"{BELOW}'aÿ'"),
+    "a long id": (LONG, encode_changes(LONG, 1, [b"x"]), "a peer id has at most 255 bytes"),
+    "a number 0": ("new", change(b"new", 0), "an entry has the number 0"),
+    "one of a known log": ("near", change(b"near", 0), "an entry has the number 0"),
+    "a leap in our log": ("us", change(b"us", 4), "entry 4 of our own log does not follow 2"),
+    "a large entry": ("new", big_change("new", 1), "entry 1 has more than 299 bytes"),
+    "a large one of a known log": ("near", big_change("near", 2), "entry 2 has more than 299"),
+    "a larger one": ("new", encode_changes("new", 3, [bytes(5000)]), "entry 3 has more than 299"),
+}
 
 
 @pytest.fixture
-def careful(us: Peer) -> Peer:
+def strict(us: Peer) -> Peer:
     """`us`, who takes no entry of more than 299 bytes."""
     return us._replace(logs=Scuttleup(us.db, max_entry=299))
 
 
 @in_pieces
-@bad_logs
+@pytest.mark.parametrize(("id", "data", "why"), BAD_LOGS.values(), ids=BAD_LOGS.keys())
 def test_a_bad_log_is_left_out_with_all_that_follows_in_it_and_the_rest_goes_on(
-    careful: Peer,
-    caplog: pytest.LogCaptureFixture,
-    peer: str,
-    shown: str,
-    data: bytes,
-    reason: str,
-    sizes: list[int],
+    strict: Peer, caplog: pytest.LogCaptureFixture, id: str, data: bytes, why: str, sizes: list[int]
 ) -> None:
-    before = careful.entries
-    stream = careful.logs.create_replication_stream()
-    follows = encode_changes(peer, 3, [b"?", b"?"]) + data
+    before = strict.entries
+    stream = strict.logs.create_replication_stream()
+    follows = encode_changes(id, 3, [b"?", b"?"]) + data
     hear(stream, HELLO + TRAFFIC[1] + data + follows + TRAFFIC[-1], sizes)
     hear(stream, follows + encode_changes("far", 4, [b"four"]), sizes)
 
     good = [b"one", b"two", b"three", b"four"]
-    assert careful.entries == before | {("far", seq): e for seq, e in enumerate(good, 1)}
+    assert strict.entries == before | {("far", seq): e for seq, e in enumerate(good, 1)}
     assert stream.replicated[:2] == (0, 4)
-    assert list(stream.replicated.refused) == [shown]
-    assert reason in stream.replicated.refused[shown]
+    ((shown, told),) = stream.replicated.refused.items()
+    assert shown == id[:64] + "…" * (len(id) > 64)
+    assert why in told
     (warning,) = caplog.messages
-    assert f"'{shown}'" in warning
-    assert reason in warning
-    assert careful.logs.append(b"3").seq == 3
-    assert_sound(careful)
+    assert warning.endswith(f"'{shown}' is left out of a connection: {told}")
+    assert strict.logs.append(b"3").seq == 3
+    assert_sound(strict)
 
 
-def test_what_came_of_a_log_before_it_went_wrong_is_stored(careful: Peer) -> None:
-    stream = careful.logs.create_replication_stream()
-    entries = [b"1", b"2", bytes(300), b"4", b"5"]
-    stream.receive_data(HELLO + encode_changes("new", 1, entries))
-    assert careful.logs.head["new"] == 2
+def test_what_came_of_a_log_before_it_went_wrong_is_stored(strict: Peer) -> None:
+    stream = heard(strict, HELLO + encode_changes("new", 1, [b"1", b"2", bytes(300), b"4"]))
+    assert strict.logs.head["new"] == 2
     assert stream.replicated.refused == {"new": "entry 3 has more than 299 bytes"}
 
 
-def test_a_log_that_was_left_out_is_taken_on_another_connection(careful: Peer) -> None:
-    bad, good = (careful.logs.create_replication_stream() for _ in range(2))
-    bad.receive_data(HELLO + big_change("new", 1))
-    good.receive_data(HELLO + encode_changes("new", 1, [b"1", b"2"]))
+def test_a_log_that_was_left_out_is_taken_on_another_connection(strict: Peer) -> None:
+    bad = heard(strict, HELLO + big_change("new", 1))
+    heard(strict, HELLO + encode_changes("new", 1, [b"1", b"2"]))
     bad.receive_data(encode_changes("new", 2, [b"2", b"3"]))
-    assert careful.logs.head["new"] == 2
+    assert strict.logs.head["new"] == 2
     # And what the first remote sent in vain it may get from us.
     assert encode_changes("new", 1, [b"1", b"2"]) in bad.data_to_send()
 
 
-def test_a_bad_log_is_no_longer_waited_for(careful: Peer) -> None:
-    stream = careful.logs.create_replication_stream(live=False)
-    hello = encode_handshake("far", {"far": 1, "new": 2, "us": 9, "": 4, "aÿ": 4, LONG: 4}, "sync")
-    stream.receive_data(hello + big_change("new", 1) + change(b"us", 5))
-    while stream.data_to_send():
-        pass
+def test_a_bad_log_is_no_longer_waited_for(strict: Peer) -> None:
+    stream = promised(strict, {"far": 1, "new": 2, "us": 9, "": 4, "aÿ": 4, LONG: 4})
+    stream.receive_data(big_change("new", 1) + change(b"us", 5))
     assert not stream.finished
     stream.receive_data(encode_changes("far", 1, [b"1"]))
     assert stream.finished
@@ -576,9 +534,9 @@ def test_a_bad_log_is_no_longer_waited_for(careful: Peer) -> None:
 
 
 def test_a_digest_of_0_says_that_the_remote_has_nothing(us: Peer) -> None:
-    stream = us.logs.create_replication_stream(live=False)
-    stream.receive_data(encode_handshake("far", {"us": 0, "near": 0, "new": 0}, "sync"))
-    sent = b"".join(iter(stream.data_to_send, b""))
+    hello = encode_handshake("far", {"us": 0, "near": 0, "new": 0}, "sync")
+    stream = heard(us, hello, live=False)
+    sent = all_of(stream)
     assert encode_changes("us", 1, [b"1", b"2"]) in sent
     assert encode_changes("near", 1, [b"known"]) in sent
     assert stream.finished
@@ -588,24 +546,18 @@ def test_a_digest_of_0_says_that_the_remote_has_nothing(us: Peer) -> None:
 def test_a_remote_whose_own_id_is_bad_sends_others_logs_all_the_same(us: Peer) -> None:
     """The original takes any id. It cannot find its own entries again, but relays others'."""
     for seq, id in enumerate(("", "aÿ", "😀", LONG), 1):
-        stream = us.logs.create_replication_stream()
-        stream.receive_data(encode_handshake(id, {id: 1}, "sync") + encode_changes(id, 1, [b"x"]))
+        stream = heard(us, encode_handshake(id, {id: 1}, "sync") + encode_changes(id, 1, [b"x"]))
         stream.receive_data(encode_changes("far", seq, [b"x"]))
         assert us.logs.head["far"] == seq
         assert len(stream.replicated.refused) == 1
 
 
-def test_only_some_of_many_bad_logs_are_named_and_the_rest_is_counted(
-    us: Peer, caplog: pytest.LogCaptureFixture
-) -> None:
-    stream = us.logs.create_replication_stream()
-    data = b"".join(
-        change(b"%d" % n, 0) + change(b"%d" % n, 1) for n in range(limits.MAX_NAMED + 7)
-    )
-    stream.receive_data(HELLO + data + TRAFFIC[1])
+def test_beyond_20_bad_logs_they_are_counted(us: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    ids = [b"%d" % n for n in range(limits.MAX_NAMED + 7)]
+    data = b"".join(change(id, 0) + change(id, 1) for id in ids)
+    stream = heard(us, HELLO + data + TRAFFIC[1])
     assert us.logs.head == {"us": 2, "near": 1, "far": 2}
-    assert len(stream.replicated.refused) == limits.MAX_NAMED
-    assert len(caplog.messages) == limits.MAX_NAMED
+    assert len(stream.replicated.refused) == len(caplog.messages) == limits.MAX_NAMED
     stream.close()
     assert caplog.messages[-1] == "further logs were left out of that connection 7 times"
 
@@ -613,16 +565,12 @@ def test_only_some_of_many_bad_logs_are_named_and_the_rest_is_counted(
 def test_however_often_a_remote_comes_back_some_lines_a_minute_are_told(
     us: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def come_in(times: int) -> None:
-        for _ in range(times):
-            stream = us.logs.create_replication_stream()
-            stream.receive_data(encode_handshake("far", {"": 1}, "sync"))
-            stream.close()
-
-    come_in(limits.MAX_TOLD + 7)
+    bad = encode_handshake("far", {"": 1}, "sync")
+    for _ in range(limits.MAX_TOLD + 7):
+        heard(us, bad)
     assert len(caplog.messages) == limits.MAX_TOLD
     monkeypatch.setattr("scuttleup.replication.TELL_SECONDS", 0)
-    come_in(1)
+    heard(us, bad)
     assert caplog.messages[-1].endswith("(7 such lines before this one were not told)")
 
 
@@ -630,8 +578,7 @@ def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
     us: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scuttleup.replication.MAX_LEFT_OUT", 3)
-    stream = us.logs.create_replication_stream()
-    stream.receive_data(HELLO + TRAFFIC[1])
+    stream = heard(us, HELLO + TRAFFIC[1])
     for n in range(5):
         stream.receive_data(change(b"bad %d" % n, 0))
     assert len(stream._left_out) == 3
@@ -641,15 +588,13 @@ def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
 
 
 def test_an_id_is_shown_without_its_control_characters(us: Peer) -> None:
-    stream = us.logs.create_replication_stream()
-    stream.receive_data(HELLO + change(b"\x1b[2J\n", 0))
+    stream = heard(us, HELLO + change(b"\x1b[2J\n", 0))
     assert list(stream.replicated.refused) == [r"\x1b[2J\n"]
 
 
 def test_one_log_more_than_fits_into_our_handshake_is_left_out(us: Peer) -> None:
     us.logs._store.room = 2 * limits.LOG_BYTES + 39
-    stream = us.logs.create_replication_stream()
-    stream.receive_data(HELLO)
+    stream = heard(us, HELLO)
     stream.receive_data(change(b"far", 1) + change(b"a", 1) + change(b"b", 1) + change(b"b", 2))
     stream.receive_data(change(b"a", 2) + change(b"near", 2) + change(b"us", 3))
     assert us.logs.head == {"far": 1, "a": 2, "near": 2, "us": 3}
@@ -659,28 +604,22 @@ def test_one_log_more_than_fits_into_our_handshake_is_left_out(us: Peer) -> None
 
 def test_of_a_handshake_no_more_is_kept_than_we_could_ever_hold(us: Peer) -> None:
     us.logs._store.room = 100 * limits.LOG_BYTES
-    stream = us.logs.create_replication_stream(live=False)
     head = {"us": 9, "near": 9} | {f"log {n}": 1 for n in range(10_000)}
-    for piece in cut(encode_handshake("far", head, "sync"), [1000]):
-        stream.receive_data(piece)
-        assert len(stream._since) == len(stream._promised) <= 102
-        assert stream._decoder.pending < 10_000 or len(stream._decoder._buffer) < 2000
-    assert len(stream._since) == 102
+    stream = heard(us, encode_handshake("far", head, "sync"), live=False)
     assert stream.remote_id == "far"
+    assert len(stream._since) == len(stream._promised) == 102
 
 
 # --- What is wrong with what we hold --------------------------------------------------------------
 
 
-def test_our_handshake_names_as_many_logs_as_fit_into_16_mib(
-    us: Peer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_our_handshake_names_the_logs_that_fit(us: Peer, caplog: pytest.LogCaptureFixture) -> None:
     """The original takes any number."""
     us.logs._store.heads.update((f"{n:040}", n) for n in range(1, 500_001))
     stream = us.logs.create_replication_stream()
-    portions = [len(data) for data in iter(stream.data_to_send, b"")]
-    assert max(portions) <= limits.TURN_BYTES
-    assert limits.MAX_HANDSHAKE - 70_000 < sum(portions) <= limits.MAX_HANDSHAKE
+    sizes = [len(data) for data in iter(stream.data_to_send, b"")]
+    assert max(sizes) <= limits.TURN_BYTES
+    assert limits.MAX_HANDSHAKE - 70_000 < sum(sizes) <= limits.MAX_HANDSHAKE
     (warning,) = caplog.messages
     assert re.match(r"\d{6} of 500002 logs do not fit into our handshake", warning)
 
@@ -691,8 +630,8 @@ def test_an_entry_that_no_remote_takes_is_not_sent_nor_what_follows_in_its_log(
     """The original takes entries of any size, and its databases are ours."""
     us, them = new_peer("us", b"1"), new_peer("them", b"2")
     us.logs.write([("log", seq, b"%d" % seq) for seq in range(1, 1001)])
-    us.db.put(log_prefix("log") + pack_seq(300), bytes(limits.MAX_ENTRY + 1))
-    us.db.put(log_prefix("log") + pack_seq(301), bytes(limits.MAX_ENTRY + 1))
+    for seq in (300, 301):
+        us.db.put(log_prefix("log") + pack_seq(seq), bytes(limits.MAX_ENTRY + 1))
     us.logs.write([("zzz", 1, bytes(limits.MAX_ENTRY))])
     pair = streams(us, them)
     pump(pair)
@@ -705,9 +644,28 @@ def test_an_entry_that_no_remote_takes_is_not_sent_nor_what_follows_in_its_log(
     assert len(caplog.messages) == 1
 
 
-# --- Time -----------------------------------------------------------------------------------------
+def test_a_disk_error_leaves_everything_as_it_was_and_ends_the_stream(us: Peer) -> None:
+    """What the disk refused is not sent again on this connection: the next change would leap."""
+    disk = FakeDB(us.db)
+    us = us._replace(logs=Scuttleup(disk))
+    before, head = us.contents, us.logs.head
+    stream = heard(us, HELLO)
+    disk.before = binding.IOError(b"No space left on device")
+    with pytest.raises(DatabaseError, match="No space left"):
+        stream.receive_data(b"".join(TRAFFIC[1:-1]))
+    assert (us.contents, us.logs.head, stream.replicated.received) == (before, head, 0)
+    disk.before = None
+    with pytest.raises(ProtocolError):
+        stream.receive_data(TRAFFIC[-1])
+    assert us.logs.head == head
+    heard(us, b"".join(TRAFFIC))
+    assert us.logs.head == {"us": 4, "far": 3, "near": 2}
+
+
+# --- Time and memory ------------------------------------------------------------------------------
 
 HELLO_OF_MANY = encode_handshake("far", {f"{n:040}": 1 for n in range(10_000)}, "sync")
+HELLO_AND_A_LARGE_ENTRY = HELLO + encode_changes("far", 1, [bytes(1_000_000)])
 
 
 def test_a_remote_that_is_silent_at_first_is_lost_after_a_minute(us: Peer) -> None:
@@ -721,58 +679,43 @@ def test_a_remote_that_is_silent_at_first_is_lost_after_a_minute(us: Peer) -> No
         stream.receive_data(HELLO)
 
 
-@pytest.mark.parametrize("greeting", [b"", HELLO], ids=["handshake", "change"])
+@pytest.mark.parametrize("said", [b"\0", HELLO], ids=["handshake", "change"])
 @pytest.mark.parametrize("size", [0, 1, limits.PROGRESS_BYTES // 8])
-def test_half_a_frame_has_to_grow(us: Peer, greeting: bytes, size: int) -> None:
+def test_half_a_frame_has_to_grow(us: Peer, said: bytes, size: int) -> None:
     """A byte now and then is not enough: one has to send what one wants us to keep."""
-    stream = us.logs.create_replication_stream()
-    stream.receive_data((greeting or b"\0") + varint(10_000_000) + b"\x22" + varint(9_999_000))
+    stream = heard(us, said + varint(10_000_000) + b"\x22" + varint(9_999_000))
     for now in range(0, 61, 10):
         stream.tick(now)
-        if size:
-            stream.receive_data(bytes(size))
+        hear(stream, bytes(size))
     with pytest.raises(ProtocolError, match="half a frame did not grow for 60 seconds"):
         stream.tick(61)
 
 
 @pytest.mark.parametrize(
-    "data",
-    [HELLO_OF_MANY, HELLO + encode_changes("far", 1, [bytes(1_000_000)])],
-    ids=["handshake", "change"],
+    "data", [HELLO_OF_MANY, HELLO_AND_A_LARGE_ENTRY], ids=["handshake", "change"]
 )
 def test_a_frame_that_comes_slowly_is_taken(us: Peer, data: bytes) -> None:
     stream = us.logs.create_replication_stream()
     for now, piece in enumerate(cut(data, [limits.PROGRESS_BYTES])):
         stream.tick(59 * now)
         stream.receive_data(piece)
-    for _ in range(3):
-        now += 100
-        stream.tick(59 * now)  # and then silence is no fault
+    for silence in (100, 200):
+        stream.tick(59 * now + silence)  # and then silence is no fault
     assert stream.remote_id == "far"
 
 
 @pytest.mark.parametrize(
     "data",
-    [
-        b"",
-        change(b"near", 1),  # known, of a log of which more was promised
-        change(b"far", 1),  # not promised
-        encode_changes("near", 1, [bytes(100_000)]),  # known, and large
-    ],
-    ids=["nothing", "a known one", "another log", "a large known one"],
+    [b"", change(b"near", 1), change(b"far", 1), encode_changes("near", 1, [bytes(100_000)])],
+    ids=["nothing", "a known one", "one that was not promised", "a large known one"],
 )
-def test_what_the_remote_repeats_or_did_not_promise_is_no_reason_to_wait(
-    us: Peer, data: bytes
-) -> None:
+def test_what_is_known_or_was_not_promised_is_not_waited_for(us: Peer, data: bytes) -> None:
     stream = promised(us, {"near": 9})
-    now = 0
-    stream.tick(now)
-    while stream.waiting:
-        now += 1
-        if data:
-            stream.receive_data(data)
+    for now in range(300):
         stream.tick(now)
-        assert now < 300
+        if not stream.waiting:
+            break
+        hear(stream, data)
     assert stream.finished
     assert now > 5
 
@@ -806,33 +749,19 @@ def test_while_the_remote_has_not_taken_all_it_is_given_time(us: Peer) -> None:
     assert stream.finished
 
 
-# --- Memory ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def traced() -> Iterator[None]:
-    tracemalloc.start()
-    yield
-    tracemalloc.stop()
-
-
 @pytest.mark.parametrize("piece", [1000, 65536, 1 << 20])
-@pytest.mark.parametrize(
-    ("max_entry", "kept"), [(8 << 20, 8 << 20), (1000, 0)], ids=["kept", "skipped"]
-)
-def test_half_a_change_takes_no_more_than_what_came_of_it(
-    us: Peer, max_entry: int, kept: int, piece: int, traced: None
-) -> None:
+@pytest.mark.parametrize("max_entry", [8 << 20, 1000], ids=["kept", "skipped"])
+def test_half_a_change_takes_no_more_than_came_of_it(us: Peer, max_entry: int, piece: int) -> None:
     """And what is above the limit takes next to nothing. A bytearray keeps an eighth in reserve."""
     size = 8 << 20
     stream = Scuttleup(us.db, max_entry=max_entry).create_replication_stream()
     stream.receive_data(HELLO + varint(size) + b"\x1a" + varint(size - 10))
-    before, _ = tracemalloc.get_traced_memory()
-    tracemalloc.reset_peak()
+    tracemalloc.start()
     for _ in range(size // piece - 1):
         stream.receive_data(bytes(piece))
     _, peak = tracemalloc.get_traced_memory()
-    assert peak - before < kept * 9 // 8 + 3 * piece + 10_000
+    tracemalloc.stop()
+    assert peak < max_entry * 9 // 8 + 3 * piece + 9_000
 
 
 # --- verify ---------------------------------------------------------------------------------------
@@ -851,20 +780,18 @@ class Later:
     def __await__(self) -> Any: ...
 
 
+@in_pieces
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
         (lambda change: False, "verify refused 2 of 'far'"),
         (lambda change: None, "verify refused 2 of 'far'"),
-        (lambda change: 0, "verify refused 2 of 'far'"),
         (lambda change: Undecided(), "verify failed at 2 of 'far': RuntimeError"),
         (lambda change: Later(), "verify failed at 2 of 'far': TypeError.*awaitable"),
         (explode, r"verify failed at 2 of 'far': RuntimeError\('no idea'\)"),
-        (lambda change: [][0], "verify failed at 2 of 'far': IndexError"),
-        (lambda change: json.loads("{"), "verify failed at 2 of 'far': JSONDecodeError"),
+        (lambda change: int("?"), "verify failed at 2 of 'far': ValueError"),
     ],
 )
-@in_pieces
 def test_what_verify_does_not_approve_is_not_stored_nor_is_what_follows(
     new_peer: NewPeer, answer: Callable[[Change], object], error: str, sizes: list[int]
 ) -> None:
@@ -872,9 +799,8 @@ def test_what_verify_does_not_approve_is_not_stored_nor_is_what_follows(
         return answer(change) if change == Change("far", 2, b"two") else True
 
     us = new_peer("us", verify=verify)
-    stream = us.logs.create_replication_stream()
     with pytest.raises(ProtocolError, match=error):
-        hear(stream, b"".join(TRAFFIC), sizes)
+        hear(us.logs.create_replication_stream(), b"".join(TRAFFIC), sizes)
     assert us.entries == {("far", 1): b"one"}
     assert us.logs.head == {"far": 1}
 
@@ -887,52 +813,24 @@ def test_verify_sees_entries_as_the_log_s_encoding_reads_them(new_peer: NewPeer)
         return True
 
     us = new_peer("us", value_encoding="json", verify=verify)
-    us.logs.create_replication_stream().receive_data(
-        HELLO + encode_changes("far", 1, [b'{"a":1}', b'"text"'])
-    )
+    heard(us, HELLO + encode_changes("far", 1, [b'{"a":1}', b'"text"']))
     assert seen == [Change("far", 1, {"a": 1}), Change("far", 2, "text")]
 
 
 @pytest.mark.parametrize("entry", [b"{", b"", b"\xff", b"[" * 100_000])
-def test_an_entry_that_is_not_json_is_refused_where_entries_are_verified(
-    new_peer: NewPeer, entry: bytes
-) -> None:
+def test_what_is_not_json_is_refused_where_it_is_verified(new_peer: NewPeer, entry: bytes) -> None:
     us = new_peer("us", value_encoding="json", verify=lambda change: True)
-    stream = us.logs.create_replication_stream()
     with pytest.raises(ProtocolError, match="verify failed at 2 of 'far'"):
-        stream.receive_data(HELLO + encode_changes("far", 1, [b"1", entry]))
+        heard(us, HELLO + encode_changes("far", 1, [b"1", entry]))
     assert us.logs.head == {"far": 1}
 
 
 def test_verify_is_not_asked_about_our_own_entries(new_peer: NewPeer) -> None:
-    us = new_peer("us", verify=explode)
-    us.logs.append(b"1")
-    us.logs.write([Change("far", 1, b"from a file")])
-    them = new_peer("them")
-    pump(streams(us, them))
-    assert them.entries == us.entries
-
-
-# --- A disk that refuses --------------------------------------------------------------------------
-
-
-def test_a_disk_error_leaves_everything_as_it_was_and_ends_the_stream(us: Peer) -> None:
-    """What the disk refused is not sent again on this connection: the next change would leap."""
-    disk = FakeDB(us.db)
-    logs = Scuttleup(disk)
-    stream = logs.create_replication_stream()
-    before, head = us.contents, logs.head
-    stream.receive_data(HELLO)
-    disk.before = binding.IOError(b"No space left on device")
-    with pytest.raises(DatabaseError, match="No space left"):
-        stream.receive_data(b"".join(TRAFFIC[1:-1]))
-    assert (us.contents, logs.head, stream.replicated.received) == (before, head, 0)
-    disk.before = None
-    with pytest.raises(ProtocolError):
-        stream.receive_data(TRAFFIC[-1])
-    assert logs.head == head
-    logs.create_replication_stream().receive_data(b"".join(TRAFFIC))
-    assert logs.head == {"us": 4, "far": 3, "near": 2}
+    us = new_peer("us", b"1", verify=explode)
+    us.logs.write([Change("from a file", 1, b"x")])
+    stream = heard(us, HELLO)
+    all_of(stream)
+    assert stream.replicated.sent == 2
 
 
 # --- Many peers -----------------------------------------------------------------------------------
