@@ -567,7 +567,7 @@ def test_however_often_a_remote_comes_back_some_lines_a_minute_are_told(
 ) -> None:
     bad = encode_handshake("far", {"": 1}, "sync")
     for _ in range(limits.MAX_TOLD + 7):
-        heard(us, bad)
+        heard(us, bad).close()
     assert len(caplog.messages) == limits.MAX_TOLD
     monkeypatch.setattr("scuttleup.replication.TELL_SECONDS", 0)
     heard(us, bad)
