@@ -241,7 +241,7 @@ def test_an_entry_appended_between_the_handshakes_is_sent(us: Peer) -> None:
 
 
 def test_what_comes_from_one_remote_goes_to_the_others_and_not_back(us: Peer) -> None:
-    near, far = heard(us, encode_handshake("near", {"near": 1}, "sync")), heard(us, HELLO)
+    near, far = (heard(us, encode_handshake(id, {}, "sync")) for id in ("near", "far"))
     all_of(near)
     all_of(far)
     far.receive_data(encode_changes("far", 1, [b"new"]))
