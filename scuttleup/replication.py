@@ -277,7 +277,7 @@ class ReplicationStream:
         # nothing.
         while promised and heads.get(peer := next(reversed(promised)), 0) >= promised[peer]:
             del promised[peer]
-        return bool(promised) and not self._live
+        return bool(promised)
 
     def close(self) -> None:
         """Give up the place in the store, and all that is remembered of the remote.
