@@ -174,7 +174,8 @@ async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup
         await client.wait()
         alice.close()
         await server.wait()
-        await until(lambda: not server.connected)
+        await asyncio.wait({*server._acceptors, *server._links})
+        assert not server.connected
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*server.addresses[0])
 
