@@ -7,9 +7,11 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+import trustme
 from leveldb import FakeDB, open_leveldb
 
 import scuttleup
@@ -77,3 +79,23 @@ def new_logs(tmp_path: Path) -> Iterator[Callable[..., Scuttleup]]:
     yield make
     for logs in made:
         logs.close()
+
+
+@pytest.fixture
+def new_certificates(tmp_path: Path) -> Callable[[], list[str]]:
+    """Makes the files that `load_tls` takes, with an authority of their own at each call."""
+
+    def make() -> list[str]:
+        authority = trustme.CA()
+        own = authority.issue_cert("not.where.it.runs.example")
+        folder = mkdtemp(dir=tmp_path)
+        files = {
+            "cert": own.cert_chain_pems[0],
+            "key": own.private_key_pem,
+            "ca": authority.cert_pem,
+        }
+        for name, content in files.items():
+            content.write_to_path(f"{folder}/{name}.pem")
+        return [f"{folder}/{name}.pem" for name in files]
+
+    return make
