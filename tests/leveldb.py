@@ -28,14 +28,14 @@ class FakeDB:
     `asked` has, for each write, whether it was to reach the disk.
     """
 
-    def __init__(self, sound: Any) -> None:
+    def __init__(self, sound: Any, steps: int = 10**9) -> None:
         self._sound = sound
         self.asked: list[bool] = []
         self.before: BaseException | None = None  # raised instead of writing
         self.after: BaseException | None = None  # raised when it was written
         # So many keys can still be read in order. Behind them everything is damaged, and LevelDB
         # ends an iteration without an error if there is no further key that it can read.
-        self.steps = 10**9
+        self.steps = steps
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sound, name)
