@@ -6,7 +6,7 @@ in its reason for being skipped.
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,11 +16,8 @@ from typing import Any
 import pytest
 
 import scuttleup
-from scuttleup import DamagedDatabase, DatabaseError, Scuttleup, ScuttleupError
+from scuttleup import DamagedDatabase, DatabaseError, Scuttleup
 from scuttleup.database import open_database
-
-BINDINGS = [name for name in ("plyvel", "plyvel_next") if find_spec(name)]
-LIMIT = 60  # seconds, for what takes a moment
 
 only_windows = pytest.mark.skipif(sys.platform != "win32", reason="a rule of Windows")
 
@@ -28,8 +25,7 @@ only_windows = pytest.mark.skipif(sys.platform != "win32", reason="a rule of Win
 def refusal(path: Any) -> DatabaseError:
     with pytest.raises(DatabaseError) as caught:
         scuttleup.open(path)
-    assert "\n" not in str(caught.value)
-    assert "\r" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
     return caught.value
 
 
@@ -85,38 +81,6 @@ def test_a_name_that_windows_keeps_for_a_device_is_refused(tmp_path: Path) -> No
     refusal(tmp_path / "CON")
 
 
-# --- A database that is in use ---
-
-HOLD = "import scuttleup, sys; logs = scuttleup.open(sys.argv[1]); print(logs.id); input()"
-
-
-def test_a_database_that_another_process_has_open(tmp_path: Path) -> None:
-    path = tmp_path / "grün.db"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout
-    id = holder.stdout.readline().strip()
-    error = refusal(path)
-    holder.communicate("\n", timeout=LIMIT)
-    assert "grün.db is open" in str(error)
-    assert str(error).endswith("in another process")
-    assert error.__cause__
-    with scuttleup.open(path) as logs:
-        assert logs.id == id
-
-
-def test_a_database_that_this_process_has_open(tmp_path: Path) -> None:
-    with scuttleup.open(tmp_path / "logs.db"):
-        assert str(refusal(tmp_path / "logs.db")).endswith(
-            "logs.db is open in this process already"
-        )
-    scuttleup.open(tmp_path / "logs.db").close()
-
-
 def test_one_folder_under_two_names_is_one_database(tmp_path: Path) -> None:
     with scuttleup.open(tmp_path / "logs.db"):
         if not (tmp_path / "LOGS.DB").exists():
@@ -127,7 +91,7 @@ def test_one_folder_under_two_names_is_one_database(tmp_path: Path) -> None:
 # --- Bindings ---
 
 
-@pytest.fixture(params=BINDINGS)
+@pytest.fixture(params=[name for name in ("plyvel", "plyvel_next") if find_spec(name)])
 def raw(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """An open LevelDB of each binding that is installed."""
     return import_module(request.param).DB(str(tmp_path / "logs.db"), create_if_missing=True)
@@ -144,8 +108,6 @@ def test_a_database_of_either_binding_is_known_to_be_open(raw: Any, tmp_path: Pa
 def test_each_binding_raises_the_same_errors(raw: Any) -> None:
     logs = Scuttleup(raw.prefixed_db(b"a prefix "))
     logs.append("hello")
-    stream = iter(logs.create_read_stream(live=True))
-    assert next(stream).seq == 1
     raw.close()
     for use in (
         lambda: logs.append("more"),
@@ -156,23 +118,19 @@ def test_each_binding_raises_the_same_errors(raw: Any) -> None:
     ):
         with pytest.raises(DatabaseError, match="was closed while these logs were in use"):
             use()
-    logs.close()
-    with pytest.raises(ScuttleupError, match="these logs are closed"):
-        logs.append("more")
-    assert list(stream) == []
 
 
 def test_each_binding_names_damage(raw: Any, tmp_path: Path) -> None:
     Scuttleup(raw).extend([b"x" * 1000] * 100)
     raw.compact_range()
     raw.close()
-    (table,) = (tmp_path / "logs.db").glob("*.ldb")
-    content = table.read_bytes()
-    table.write_bytes(content[:-200] + bytes(200))
-    db = type(raw)(str(tmp_path / "logs.db"), paranoid_checks=True)
-    with pytest.raises(DamagedDatabase, match="is damaged: "):
+    [table] = (tmp_path / "logs.db").glob("*.ldb")
+    table.write_bytes(table.read_bytes()[:-200] + bytes(200))
+    with (
+        type(raw)(str(tmp_path / "logs.db"), paranoid_checks=True) as db,
+        pytest.raises(DamagedDatabase, match="is damaged: "),
+    ):
         Scuttleup(db)
-    db.close()
 
 
 # --- Files beside those of LevelDB, and the disk ---
@@ -181,33 +139,18 @@ def test_each_binding_names_damage(raw: Any, tmp_path: Path) -> None:
 def test_a_file_holds_every_byte_that_was_written(tmp_path: Path) -> None:
     """Windows would put two bytes for a line's end, and end the file at 26."""
     database = open_database(tmp_path / "logs.db")
-    database.write_file("signing.key", bytes(range(32)))
-    assert (tmp_path / "logs.db" / "signing.key").read_bytes() == bytes(range(32))
-    assert database.read_file("signing.key") == bytes(range(32))
+    database.write_file("signing.key", key := bytes(range(32)))
+    assert (tmp_path / "logs.db" / "signing.key").read_bytes() == key
+    assert database.read_file("signing.key") == key
     database.close()
 
 
-def test_syncing_and_a_new_journal_beside_an_open_leveldb(tmp_path: Path) -> None:
-    """Windows refuses to open a file that LevelDB is writing to."""
-    with scuttleup.open(tmp_path / "logs.db", value_encoding="utf-8") as logs:
-        logs.append("not synced")
-        logs.append("synced, with all before it", sync=True)
-        logs._store._in_doubt = True
-        logs.append("behind a write in doubt", sync=True)
-        head = logs.head
-    with scuttleup.open(tmp_path / "logs.db") as logs:
-        assert logs.head == head == {logs.id: 3}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fcntl on Windows")
 @pytest.mark.parametrize("is_refused", [False, True])
 def test_on_a_mac_the_disk_is_told_to_empty_its_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_refused: bool
 ) -> None:
     """Its fsync leaves the data in the cache of the disk. Some file systems have nothing else."""
-    import fcntl
-    import os
-
+    fcntl = pytest.importorskip("fcntl", reason="there is no fcntl on Windows")
     done: list[object] = []
 
     def full_sync(file: int, command: object) -> None:
