@@ -73,17 +73,11 @@ async def test_the_files_of_tls_are_what_load_tls_takes(
     certificate = authority.issue_cert("alice")
     certificate.cert_chain_pems[0].write_to_path("alice.pem")
     certificate.private_key_pem.write_to_path("alice-key.pem")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    [call] = re.findall(r"scuttleup\.load_tls\(.*?\)", TEXT)
-    code = f"tls = {call}\npeer = scuttleup.Peer(logs, listen=('127.0.0.1', {port}), tls=tls)"
-    names: dict[str, Any] = {"scuttleup": scuttleup, "logs": new_logs("alice")}
-    exec(code, names)
+    [call] = re.findall(r"Peer\(logs, tls=(scuttleup\.load_tls\(.*?\))", TEXT)
+    tls = eval(call)
     async with (
-        names["peer"],
-        scuttleup.Peer(
-            new_logs("bob"), connect=[("127.0.0.1", port)], tls=names["tls"], live=False
-        ) as bob,
+        scuttleup.Peer(new_logs("alice"), listen=("127.0.0.1", 0), tls=tls) as alice,
+        scuttleup.Peer(new_logs("bob"), connect=alice.addresses, tls=tls, live=False) as bob,
     ):
         await bob.wait()
         assert bob.failures == 0
@@ -153,28 +147,19 @@ async def test_the_program_on_node_gets_what_there_is_and_one_ctrl_c_ends_the_on
 # --- The commands ---
 
 
-def commands(text: str) -> list[list[str]]:
-    """The arguments of each `scuttleup` that a line of shell runs."""
-    found = re.findall(r"(?:^|[\\/ ])scuttleup((?: +[^&|\n]+)?)", text, re.MULTILINE)
-    return [shlex.split(arguments) for arguments in found]
-
-
 def test_the_commands_and_options_of_scuttleup_exist() -> None:
-    shell = [command for text in blocks("sh") for command in commands(text)]
+    shell = re.findall(r"bin/scuttleup (.*)", TEXT)
+    inline = re.findall(r"`scuttleup ([^`]*)`", TEXT)
     assert len(shell) == 2
-    inline = [
-        command for text in re.findall(r"`(scuttleup [^`]*)`", TEXT) for command in commands(text)
-    ]
-    assert ["check"] in inline
-    for command in [*shell, *(command for command in inline if command[0] != "--help")]:
-        cli._parser().parse_args(command)
+    assert "check" in inline
+    for command in {*shell, *inline} - {"--help"}:
+        cli._parser().parse_args(shlex.split(command))
 
 
 def test_the_first_commands_run_programs_that_are_here() -> None:
-    [command] = [text for text in blocks("sh") if "append.py" in text]
-    assert re.findall(r"\w+\.py\b", command) == ["append.py", "read.py"]
-    assert (ROOT / "append.py").is_file()
-    assert (ROOT / "read.py").is_file()
+    programs = re.findall(r"\w+\.py\b", block("sh", containing="append.py"))
+    assert programs == ["append.py", "read.py"]
+    assert all((ROOT / program).is_file() for program in programs)
 
 
 def test_the_test_command_is_the_one_that_runs_here() -> None:
@@ -191,12 +176,20 @@ def test_every_file_that_it_names_is_there() -> None:
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
-def test_the_order_of_reading_has_every_module_in_its_place() -> None:
-    """The table's floors are checked against the imports by test_scripts.py."""
+def test_every_file_is_in_the_order_of_reading_and_knows_only_the_files_below_it() -> None:
     rows = re.findall(r"^\| \d \| (.*?) \|", TEXT, re.MULTILINE)
-    named = [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
-    modules = {path.name for path in (ROOT / "scuttleup").glob("*.py")} - {"__init__.py"}
-    assert sorted(named) == sorted(modules - {"__main__.py"})
+    order = re.findall(r"`(\w+)\.py`", " ".join(rows))
+    modules = {path.stem for path in (ROOT / "scuttleup").glob("*.py")}
+    assert sorted(order) == sorted(modules - {"__init__", "__main__"})
+    below: set[str] = set()
+    for module in reversed(order):
+        source = (ROOT / "scuttleup" / f"{module}.py").read_text("utf-8")
+        imports = re.findall(r"^ *from \.(?: import (.*)|(\w+))", source, re.MULTILINE)
+        known = {names or name for names, name in imports}
+        assert known <= below, module
+        assert not re.search(r"^ *(from|import) scuttleup", source, re.MULTILINE), module
+        below.add(module)
+    assert known >= {"log", "peer"}, "what cli.py imports first, and what it imports later"
 
 
 def test_the_names_that_stand_for_those_of_the_original_are_those_of_the_api() -> None:
@@ -253,17 +246,13 @@ def test_versions_and_bindings_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["requires-python"] == ">=3.11"
     assert "You need Python 3.11 or newer" in WORDS
-    plyvel, plyvel_next = project["dependencies"]
-    assert plyvel.partition("; ")[2] == "python_version < '3.12' or python_version >= '3.15'"
-    assert plyvel_next.partition("; ")[2] == "python_version >= '3.12' and python_version < '3.15'"
+    assert [dependency.partition("; ")[2] for dependency in project["dependencies"]] == [
+        "python_version < '3.12' or python_version >= '3.15'",
+        "python_version >= '3.12' and python_version < '3.15'",
+    ]
     assert "| | CPython 3.11 | 3.12 to 3.14 | 3.15 |" in TEXT
-    rows = [row for row in TEXT.splitlines() if row.count("plyvel") == 3 and row[0] == "|"]
-    assert len(rows) == 2
-    for row in rows:
-        assert [cell.split(",")[0].strip() for cell in row.split("|")[2:5]] == [
-            *("plyvel", "plyvel-next", "plyvel")
-        ]
+    bindings = [re.findall(r"\| (plyvel[-\w]*)", line) for line in TEXT.splitlines()]
+    assert bindings.count(["plyvel", "plyvel-next", "plyvel"]) == 2
     [original] = re.findall(r"package \[scuttleup\]\(.*?\) (\S+)\. ", WORDS)
-    assert (
-        json.loads((FOLDER / "package.json").read_text())["dependencies"]["scuttleup"] == original
-    )
+    package = json.loads((FOLDER / "package.json").read_text())
+    assert package["dependencies"]["scuttleup"] == original
