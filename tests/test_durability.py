@@ -172,6 +172,7 @@ def test_ctrl_c_at_any_moment_gives_no_number_twice_and_hides_none_from_a_stream
 ) -> None:
     """Also when LevelDB, which Python cannot stop, took the write before the KeyboardInterrupt."""
     stream = logs.create_read_stream(tail=True)
+    logs.write([Change("them", 1, "so that their log is there")])
     seen: list[Change] = []
     moment = 0
     while interrupted(lambda: WRITES[name](logs), moment, scuttleup.store):
