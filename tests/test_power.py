@@ -1,7 +1,4 @@
-"""What the disk has when the power fails, and when it is full.
-
-With `sync=True` it has this entry and everything before it.
-"""
+"""What the disk has when the power fails: with `sync=True` this entry and everything before it."""
 
 from __future__ import annotations
 
@@ -9,15 +6,14 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from leveldb import FakeDB
-from test_database import repeat
 
 import scuttleup
-from scuttleup import Change, DatabaseError, Scuttleup
+from scuttleup import DatabaseError, Scuttleup
 
 WRITES: dict[str, Callable[[Scuttleup, bytes, bool], object]] = {
     "append": lambda logs, entry, sync: logs.append(entry, sync=sync),
@@ -81,29 +77,6 @@ def test_every_synced_write_brings_all_before_it_to_the_disk(disk: Path) -> None
                 entry = choose.randbytes(choose.choice([10, 50_000]))
                 WRITES[choose.choice(list(WRITES))](logs, entry, sync)
             check_after_a_power_failure(disk, logs)
-
-
-def test_a_full_disk_loses_nothing_and_there_is_a_way_on(disk: Path) -> None:
-    """If the disk was full as LevelDB saved a table, the way is to open the database again."""
-    choose = random.Random(3)
-    acknowledged: list[Change] = []
-    with scuttleup.open(disk / "logs.db") as logs:
-        filler = disk / "filler"
-        filler.write_bytes(bytes(36 << 20))
-
-        def append() -> None:
-            acknowledged.append(logs.append(choose.randbytes(50_000)))
-
-        for _ in range(2):
-            with pytest.raises(DatabaseError, match="No space left on device"):
-                repeat(append)
-        assert len(acknowledged) > 50
-        filler.unlink()
-        with suppress(DatabaseError):  # which says what to do, see `test_database.py`
-            append()
-    with scuttleup.open(disk / "logs.db") as logs:
-        assert list(logs.create_read_stream()) == acknowledged
-        append()
 
 
 # --- By listening, everywhere ---------------------------------------------------------------------
