@@ -26,19 +26,15 @@ import scuttleup
 from scuttleup import cli, keys, limits, signing
 
 # Each block by a text that only it has. Those of the chat and of Node have tests of their own.
-API, SERVER, SIGNED = "logs.entry(", "alice.db", "signed=True"
-CHAT = '"username"'
-NODE_CLIENT, NODE_STRIP = "net.connect", "strip"
+PYTHON = API, SERVER, CHAT, SIGNED = "logs.entry(", "alice.db", '"username"', "signed=True"
+NODE = NODE_CLIENT, NODE_STRIP = "net.connect", "strip"
 
 WORDS = re.sub(r"\s+", " ", TEXT)  # with every line break a blank
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NODE_PATH": str(FOLDER / "node_modules")}
 
 
 def test_every_block_of_code_is_one_that_a_test_runs() -> None:
-    for language, texts in (
-        ("python", (API, SERVER, CHAT, SIGNED)),
-        ("js", (NODE_CLIENT, NODE_STRIP)),
-    ):
+    for language, texts in (("python", PYTHON), ("js", NODE)):
         assert blocks(language) == [block(language, containing=text) for text in texts]
 
 
