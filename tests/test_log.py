@@ -113,6 +113,11 @@ def test_append_goes_on_over_every_border_of_a_block_of_keys(logs: Scuttleup, db
     assert [k for k, _ in db.iterator(prefix=log_prefix("us"))] == [key("us", seq) for seq in seqs]
 
 
+def test_an_entry_may_be_empty(logs: Scuttleup) -> None:
+    logs.append("")
+    assert logs.entry("us", 1) == ""
+
+
 @pytest.mark.parametrize("default", [False, True])
 @pytest.mark.parametrize("sync", [None, False, True])
 def test_a_write_asks_for_the_disk_if_it_is_to(
