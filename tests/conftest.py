@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -99,3 +99,15 @@ def new_certificates(tmp_path: Path) -> Callable[[], list[str]]:
         return [f"{folder}/{name}.pem" for name in files]
 
     return make
+
+
+@contextmanager
+def _open_in_own_leveldb(path: Path, **options: Any) -> Iterator[Scuttleup]:
+    with open_leveldb(path) as db, Scuttleup(db, **options) as logs:
+        yield logs
+
+
+@pytest.fixture(params=[scuttleup.open, _open_in_own_leveldb], ids=["opened", "own LevelDB"])
+def open_logs(request: pytest.FixtureRequest) -> Any:
+    """`scuttleup.open`, and the same in a LevelDB that the caller opens, and closes after it."""
+    return request.param

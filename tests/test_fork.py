@@ -8,21 +8,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from threading import Event
 
 import pytest
-from leveldb import open_leveldb
+from test_log import USES
 from waiting import LIMIT, start
 
 import scuttleup
-from scuttleup import Change, DatabaseError, Scuttleup
+from scuttleup import DatabaseError, Scuttleup, ScuttleupError
 
 if not hasattr(os, "fork"):
     pytest.skip("Windows has no fork", allow_module_level=True)
 
 # From 3.12 on, Python warns of a fork while there are threads, as there are in a test run.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+OpenLogs = Callable[..., AbstractContextManager[Scuttleup]]
 
 REFUSAL = "these logs were opened in another process, before a fork: open them again in this one"
 
@@ -47,145 +50,92 @@ def in_child(work: Callable[[], object]) -> str:
     return text
 
 
-def in_multiprocessing(work: Callable[[], object]) -> str:
-    """The same in a child by multiprocessing, which leaves as its library has it."""
-    context = multiprocessing.get_context("fork")
-    reader, writer = context.Pipe(duplex=False)
-
-    def run() -> None:
-        try:
-            writer.send(str(work()))
-        except BaseException as error:
-            writer.send(f"{type(error).__name__}: {error}")
-
-    child = context.Process(target=run)
-    child.start()
-    text: str = reader.recv() if reader.poll(LIMIT) else "the child hung"
-    child.join(LIMIT)
-    assert child.exitcode == 0
-    return text
+def is_refused(use: Callable[[], object]) -> bool:
+    return in_child(use) == f"ScuttleupError: {REFUSAL}"
 
 
-@pytest.fixture(params=[in_child, in_multiprocessing])
-def fork(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-def enter(logs: Scuttleup) -> None:
-    with logs:
-        logs.append(b"x")
-
-
-USES: dict[str, Callable[[Scuttleup], object]] = {
-    "append": lambda logs: logs.append(b"x"),
-    "append with sync": lambda logs: logs.append(b"x", sync=True),
-    "extend": lambda logs: logs.extend([b"x"]),
-    "write": lambda logs: logs.write([Change("them", 1, b"x")]),
-    "delete": lambda logs: logs.delete("us", 1),
-    "entry": lambda logs: logs.entry("us", 1),
-    "snapshot": lambda logs: list(logs.create_read_stream()),
-    "live stream": lambda logs: next(logs.create_read_stream(live=True)),
-    "tail": lambda logs: logs.create_read_stream(tail=True),
-    "replication": lambda logs: logs.create_replication_stream(),
-    "with": enter,
-}
-
-
-@pytest.mark.parametrize("own", [False, True], ids=["opened", "own LevelDB"])
 @pytest.mark.parametrize("compacted", [False, True])
 def test_a_child_is_refused_whatever_it_does_and_the_parent_goes_on(
-    tmp_path: Path, fork: Any, own: bool, compacted: bool
+    tmp_path: Path, open_logs: OpenLogs, compacted: bool
 ) -> None:
     """After a compaction LevelDB has a thread of its own, which the child lacks."""
-    path = tmp_path / "logs.db"
-    db = open_leveldb(path) if own else None
-    logs = Scuttleup(db, id="us") if own else scuttleup.open(path, id="us")
-    logs.extend([b"x"] * 100)
-    if compacted:
-        logs._store.database.db.compact_range()
-    for name, use in USES.items():
-        assert fork(lambda: use(logs)) == f"ScuttleupError: {REFUSAL}", name  # noqa: B023
-    if db:  # nor through an object that it makes itself
-        for make in (lambda: Scuttleup(db), lambda: Scuttleup(db.prefixed_db(b"prefix"))):
-            assert fork(make) == f"ScuttleupError: {REFUSAL}"
-    assert fork(logs.close) == "None", "closing does nothing"
-    assert logs.append(b"x").seq == 101
-    logs.close()
-    if db:
-        db.close()
-    with scuttleup.open(path) as logs:
-        assert logs.head == {"us": 101}
+    with open_logs(tmp_path / "logs.db", id="us") as logs:
+        changes = logs.extend([b"parent"] * 100)
+        db = logs._store.database.db
+        if compacted:
+            db.compact_range()
+        for name, use in USES.items():
+            assert is_refused(lambda: use(logs)), name  # noqa: B023
+        # Nor does it come in through an object that it makes itself.
+        assert is_refused(lambda: Scuttleup(db))
+        assert is_refused(lambda: Scuttleup(db.prefixed_db(b"prefix")))
+        assert in_child(logs.close) == "None", "closing does nothing"
+        changes.append(logs.append(b"parent", sync=True))
+    with scuttleup.open(tmp_path / "logs.db") as logs:
+        assert list(logs.create_read_stream()) == changes
+
+
+def test_a_child_by_multiprocessing_is_refused_and_leaves_as_its_library_has_it(
+    logs: Scuttleup,
+) -> None:
+    def append() -> None:
+        with pytest.raises(ScuttleupError, match=REFUSAL):
+            logs.append("x")
+
+    child = multiprocessing.get_context("fork").Process(target=append)
+    child.start()
+    child.join(LIMIT)
+    assert child.exitcode == 0
+    assert logs.append("x").seq == 1
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_a_stream_of_the_parent_is_no_end_in_the_child(
-    tmp_path: Path, fork: Any, live: bool
-) -> None:
-    with scuttleup.open(tmp_path / "logs.db", id="us") as logs:
-        changes = logs.extend([b"x"] * 1000)
-        stream = logs.create_read_stream(live=live)
-        seen = [next(stream)]
-        assert fork(lambda: list(stream)) == f"ScuttleupError: {REFUSAL}"
-        seen += [next(stream) for _ in range(999)]
-        assert seen == changes
+def test_a_stream_of_the_parent_is_no_end_in_the_child(logs: Scuttleup, live: bool) -> None:
+    changes = logs.extend(["x"] * 1000)
+    stream = logs.create_read_stream(live=live)
+    seen = [next(stream)]
+    assert is_refused(lambda: list(stream))
+    assert seen + [next(stream) for _ in range(999)] == changes
 
 
-def test_numbers_stay_unique_when_children_and_parent_append(tmp_path: Path, fork: Any) -> None:
-    with scuttleup.open(tmp_path / "logs.db", id="us", sync=True) as logs:
-        for turn in range(3):
-            for child in range(10):
-                logs.append(b"parent")
-            assert fork(lambda: [logs.append(b"child") for _ in range(10)]).endswith(REFUSAL)
-    with scuttleup.open(tmp_path / "logs.db") as logs:
-        assert [(c.seq, c.entry) for c in logs.create_read_stream()] == [
-            (seq, b"parent") for seq in range(1, 31)
-        ]
-
-
-def test_a_child_makes_and_opens_databases_of_its_own(tmp_path: Path, fork: Any) -> None:
-    def work(depth: int = 3) -> str:
+def test_a_child_makes_and_opens_databases_of_its_own(tmp_path: Path) -> None:
+    def work(depth: int) -> str:
         with scuttleup.open(tmp_path / f"{depth}.db", id="us") as logs:
             logs.append(b"x")
-            return fork(lambda: work(depth - 1)) if depth and fork is in_child else "done"
+            return in_child(lambda: work(depth - 1)) if depth else "done"
 
-    with scuttleup.open(tmp_path / "parent.db"):
-        assert fork(work) == "done"
+    assert work(4) == "done"
     with scuttleup.open(tmp_path / "3.db") as logs:
         assert logs.head == {"us": 1}
 
 
-def test_what_the_parent_has_open_is_open_in_another_process_for_the_child(
-    tmp_path: Path, fork: Any
-) -> None:
+def test_what_the_parent_has_open_is_open_in_another_process_for_the_child(tmp_path: Path) -> None:
     path = tmp_path / "logs.db"
     with scuttleup.open(path):
         refusal = f"DatabaseError: {path} is open in another process"
-        assert fork(lambda: scuttleup.open(path)) == refusal
-        assert fork(lambda: fork(lambda: scuttleup.open(path))) == refusal or fork is not in_child
-    assert fork(lambda: scuttleup.open(path).close()) == "None"
+        assert in_child(lambda: scuttleup.open(path)) == refusal
+        assert in_child(lambda: in_child(lambda: scuttleup.open(path))) == refusal
+    assert in_child(lambda: scuttleup.open(path).close()) == "None"
 
 
 @pytest.mark.parametrize("lock", ["reads", "writes"])
 def test_a_lock_that_a_thread_held_at_the_fork_does_not_hold_up_the_child(
-    tmp_path: Path, fork: Any, lock: str
+    logs: Scuttleup, lock: str
 ) -> None:
-    with scuttleup.open(tmp_path / "logs.db", id="us") as logs:
-        logs.append(b"x")
-        held, release = start(lambda: None), multiprocessing.Event()
-        taken = multiprocessing.Event()
+    taken, release = Event(), Event()
 
-        def hold() -> None:
-            with getattr(logs._store.database, lock):
-                taken.set()
-                release.wait(LIMIT)
+    def hold() -> None:
+        with getattr(logs._store.database, lock):
+            taken.set()
+            release.wait(LIMIT)
 
-        held = start(hold)
-        taken.wait(LIMIT)
-        for use in USES.values():
-            assert fork(lambda: use(logs)) == f"ScuttleupError: {REFUSAL}"  # noqa: B023
-        release.set()
-        held.result(LIMIT)
-        assert logs.append(b"x").seq == 2
+    held = start(hold)
+    taken.wait(LIMIT)
+    for name, use in USES.items():
+        assert is_refused(lambda: use(logs)), name  # noqa: B023
+    release.set()
+    held.result(LIMIT)
+    assert logs.append("x").seq == 1
 
 
 PROGRAM = """
