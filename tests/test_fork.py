@@ -177,10 +177,8 @@ DAEMON = """
 import os, signal, sys, scuttleup
 logs = scuttleup.open(sys.argv[1], id="us")
 logs.append(b"parent")
-reader, writer = os.pipe()
 if os.fork():
     os._exit(0)  # ends the parent, and with it the parent's hold on the database
-os.close(writer)
 signal.alarm(20)
 os.setsid()
 while True:
