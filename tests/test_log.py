@@ -105,6 +105,12 @@ def test_append_numbers_from_1_and_goes_on_after_a_restart(logs: Scuttleup, db: 
     assert Scuttleup(db).append("b").seq == 2
 
 
+def test_append_goes_on_over_every_border_of_a_block_of_keys(logs: Scuttleup, db: Any) -> None:
+    seqs = range(1, 1101)
+    assert [logs.append("x").seq for _ in seqs] == list(seqs)
+    assert [k for k, _ in db.iterator(prefix=log_prefix("us"))] == [key("us", seq) for seq in seqs]
+
+
 def test_an_entry_may_be_empty(logs: Scuttleup) -> None:
     logs.append("")
     assert logs.entry("us", 1) == ""
