@@ -1,7 +1,7 @@
 """Signed logs that are carried by peers which know nothing of them: the original, unmodified.
 
 A relay on Node stores what it is handed and hands it on at every meeting, honest or not. Whoever
-gets a signed log from it checks it. The bytes are compared as they lie in the databases.
+gets a signed log from it checks it.
 """
 
 from __future__ import annotations
@@ -9,24 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from interop import FOLDER, Original, require_node
-from leveldb import contents
-from readme import ROOT, block
+from readme import block
 
 import scuttleup
-from scuttleup import Change, Replicated, Scuttleup, ScuttleupError
-from scuttleup.check import check_logs
-from scuttleup.cli import main
+from scuttleup import Change, Replicated, Scuttleup
 from scuttleup.keys import log_prefix, pack_seq
 
 HOST = "127.0.0.1"
-LIMIT = 30  # seconds, for what should take a moment
 
 
 @pytest.fixture
@@ -51,11 +45,6 @@ def relay(tmp_path: Path) -> Iterator[Original]:
         yield relay
 
 
-def stored(logs: Scuttleup, peer: str) -> list[bytes]:
-    """The entries of a log without gaps, as they are stored."""
-    return [logs._store.get(peer, seq) for seq in range(1, logs.head.get(peer, 0) + 1)]
-
-
 async def meet(logs: Scuttleup, port: int) -> Replicated:
     streams = await asyncio.open_connection(HOST, port)
     return await logs.replicate(*streams, live=False)
@@ -65,7 +54,7 @@ async def meet(logs: Scuttleup, port: int) -> Replicated:
 
 
 async def test_a_relay_on_node_carries_a_signed_log_to_a_reader_that_checks_it(
-    author: Scuttleup, relay: Original, reader: Scuttleup, tmp_path: Path
+    author: Scuttleup, relay: Original, reader: Scuttleup
 ) -> None:
     """First what is there and then, live, what the author appends, but not what Node appends."""
     port = relay.listen()
@@ -79,17 +68,6 @@ async def test_a_relay_on_node_carries_a_signed_log_to_a_reader_that_checks_it(
         author.append(b"four")
         assert await anext(stream) == Change(author.id, 4, b"four")
     assert reader.head == {author.id: 4}
-    assert stored(reader, author.id) == stored(author, author.id)
-    assert [log.proven for log in check_logs(reader)] == [4]
-
-    meeting = await meet(reader, port)
-    assert meeting.refused == {"relay": "is not signed"}
-    assert meeting.received == 0
-    relay.close()
-    entries = contents(tmp_path / "relay.db")
-    assert [entries[log_prefix(author.id) + pack_seq(seq)] for seq in range(1, 5)] == stored(
-        author, author.id
-    )
 
 
 async def test_garbage_in_the_relay_harms_the_log_it_pretends_to_be_in_and_no_other(
@@ -101,48 +79,22 @@ async def test_garbage_in_the_relay_harms_the_log_it_pretends_to_be_in_and_no_ot
         await meet(author, port)
         await asyncio.to_thread(relay.until, author.head)
         relay.write([Change(author.id, 4, "garbage " * 20), Change(author.id, 5, "short")])
-        for meeting in range(1, 4):
+        for meeting in 1, 2:
             other.append(b"honest")
             await meet(other, port)
             await asyncio.to_thread(relay.until, other.head)
             for logs in reader, author:
-                result = await meet(logs, port)
-                assert result.received == (4 if logs is reader and meeting == 1 else 1)
-                assert result.refused[author.id] == "4 is not signed by its author"
+                refused = (await meet(logs, port)).refused
+                assert refused[author.id] == "4 is not signed by its author"
                 assert (logs.head[author.id], logs.head[other.id]) == (3, meeting)
     # The author goes on, and a reader gets the rest from anybody who has it.
     author.append(b"four")
     async with scuttleup.Peer(author, listen=(HOST, 0)) as peer:
         await meet(reader, peer.addresses[0][1])
-    assert stored(reader, author.id) == stored(author, author.id)
-    assert all(log.fault == "" for log in check_logs(reader))
+    assert reader.entry(author.id, 4) == b"four"
 
 
 # --- A program on Node that has the database itself ---
-
-
-def test_what_node_appends_to_a_signed_log_is_noticed_before_more_is_signed(
-    author: Scuttleup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    path = tmp_path / "author.db"
-    author.close()
-    with Original(path, valueEncoding="utf-8") as node:
-        assert node.append("not signed") == Change(author.id, 4, "not signed")
-    before = contents(path)
-    with (
-        scuttleup.open(path) as logs,
-        pytest.raises(ScuttleupError, match=r"entry 4 of our own log .* is not signed: another"),
-    ):
-        logs.append(b"five")
-    assert contents(path) == before
-
-    assert main(["--db", str(path), "check"]) == 1
-    out, err = capsys.readouterr()
-    assert out == (
-        f"'{author.id}': 4 entries up to number 4, 3 signed by the author: "
-        "4 is not signed by its author\n"
-    )
-    assert err == f"scuttleup: {path}: 1 faults\n"
 
 
 def node(code: str, folder: Path) -> str:
@@ -154,7 +106,7 @@ def node(code: str, folder: Path) -> str:
         env={**os.environ, "NODE_PATH": str(FOLDER / "node_modules")},
         stdout=subprocess.PIPE,
         encoding="utf-8",
-        timeout=LIMIT,
+        timeout=30,
         check=True,
     )
     return result.stdout
@@ -184,43 +136,3 @@ def test_a_program_on_node_that_reads_json_stops_at_the_first_signed_entry(tmp_p
         for (const event of ['error', 'end', 'close']) stream.on(event, () => console.log(event))
     """
     assert node(read, tmp_path).splitlines() == ["a", "close"]  # and neither "error" nor "z"
-
-
-# --- A peer without PyNaCl ---
-
-WITHOUT_PYNACL = """
-import sys
-sys.modules["nacl"] = None  # an import of it fails
-from scuttleup.cli import main
-sys.exit(main())
-"""
-
-
-async def test_a_peer_without_pynacl_relays_a_signed_log_that_it_holds(
-    author: Scuttleup, reader: Scuttleup, tmp_path: Path
-) -> None:
-    """What it holds goes on unchanged. What it cannot check it does not take."""
-    with scuttleup.open(tmp_path / "relay.db") as relay:
-        entries = enumerate(stored(author, author.id), 1)
-        relay.write([("plain", 1, b"x"), *((author.id, *entry) for entry in entries)])
-    reader.append(b"of the reader's own")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", WITHOUT_PYNACL, "--db", "relay.db"),
-        *("replicate", "--once", "--listen", "0"),
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert process.stderr
-        port = int((await process.stderr.readline()).rpartition(b":")[2])
-        result = await meet(reader, port)
-    finally:
-        _, err = await process.communicate()
-    assert result == Replicated(1, 3, {"plain": "is not signed"})
-    assert stored(reader, author.id) == stored(author, author.id)
-    [warning] = [line for line in err.decode().splitlines() if reader.id in line]
-    assert warning.endswith("is left out of a connection: cannot be checked without PyNaCl")
-    assert process.returncode == 1  # as always with --once, when a log was left out
