@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,25 @@ from wire import MODES, sends
 
 import scuttleup.limits
 from scuttleup import Change, Replicated, Scuttleup
+from scuttleup.keys import CHANGES, log_prefix
 
-Entries = dict[str, dict[bytes, bytes]]  # by log and key
+
+class Node(Original):
+    """One process of Node for many tests: to start it takes longer than most of them."""
+
+    path: Path  # of its database, which is a test's own
+
+    def reopen(self, changes: Iterable[Change] = ()) -> None:
+        """Begin a new life of the database, with more changes in it, in less time than Node."""
+        self.close()
+        with open_leveldb(self.path) as db, Scuttleup(db) as logs:
+            logs.write(changes)
+        self.open(self.path, valueEncoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[list[Original]]:
-    """One process of Node for many tests: to start it takes longer than most of them."""
-    processes: list[Original] = []
+def processes() -> Iterator[list[Node]]:
+    processes: list[Node] = []
     yield processes
     for node in processes:
         with node:
@@ -41,29 +52,16 @@ def processes() -> Iterator[list[Original]]:
 
 
 @pytest.fixture
-def node(processes: list[Original], tmp_path: Path) -> Iterator[Original]:
+def node(processes: list[Node], tmp_path: Path) -> Iterator[Node]:
     """The original on a database of the test's own, with the id "node" and text entries."""
     if not processes or not processes[-1].runs:
-        processes.append(Original())
+        processes.append(Node())
     node = processes[-1]
-    node.open(tmp_path / "node.db", id="node", valueEncoding="utf-8")
+    node.path = tmp_path / "node.db"
+    node.open(node.path, id="node", valueEncoding="utf-8")
     yield node
     if node.runs:
         node.close()
-
-
-@pytest.fixture
-def reopen(node: Original, tmp_path: Path) -> Callable[..., None]:
-    """Begins a new life of Node's database, with more changes in it, in less time than Node."""
-
-    def reopen(changes: list[Change] | None = None) -> None:
-        node.close()
-        if changes:
-            with open_leveldb(tmp_path / "node.db") as db, Scuttleup(db) as logs:
-                logs.write(changes)
-        node.open(tmp_path / "node.db", valueEncoding="utf-8")
-
-    return reopen
 
 
 @pytest.fixture(params=["server", "client"])
@@ -75,7 +73,7 @@ def role(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def connected(
-    node: Original,
+    node: Node,
     logs: Scuttleup,
     role: str = "server",
     *,
@@ -111,39 +109,20 @@ async def at_node(node: Original, head: Mapping[str, int]) -> None:
     await asyncio.to_thread(node.until, head)
 
 
-def entries_in(pairs: Any) -> Entries:
-    """Every entry in a database, in bytes."""
-    found: Entries = {}
-    for key, value in pairs:
-        kind, peer, *_ = key.split("\xff".encode())
-        if kind == b"c":
-            found.setdefault(peer.decode(), {})[key] = value
-    return found
+def entries(database: Any, peer: str = "") -> dict[bytes, bytes]:
+    """The entries of `peer`, or of all logs, as they lie in a database."""
+    start = log_prefix(peer) if peer else CHANGES
+    return {key: value for key, value in dict(database).items() if key.startswith(start)}
 
 
-def entries_of(node: Original, path: Path) -> Entries:
-    """The same of Node's database at `path`, which this closes."""
+def all_entries(node: Node, db: Any) -> int:
+    """How many entries both have in the end, who must have the same. It closes Node's database."""
     node.close()
-    return entries_in(contents(path).items())
+    assert entries(db) == entries(contents(node.path))
+    return len(entries(db))
 
 
-@pytest.fixture
-def all_entries(db: Any, node: Original, tmp_path: Path) -> Callable[[], int]:
-    """How many entries both have in the end, who must have the same."""
-
-    def compare() -> int:
-        ours = entries_in(db)
-        assert ours == entries_of(node, tmp_path / "node.db")
-        return sum(map(len, ours.values()))
-
-    return compare
-
-
-def log_of(peer: str, entries: list[bytes]) -> list[Change]:
-    return [Change(peer, seq, entry) for seq, entry in enumerate(entries, 1)]
-
-
-def log_of_text(peer: str, count: int) -> list[Change]:
+def log_of(peer: str, count: int) -> list[Change]:
     return [Change(peer, seq, f"{peer} {seq}") for seq in range(1, count + 1)]
 
 
@@ -152,10 +131,9 @@ def log_of_text(peer: str, count: int) -> list[Change]:
 @pytest.mark.parametrize("live", [True, False], ids=["live", "one-shot"])
 @pytest.mark.parametrize("node_live", [True, False], ids=["live", "one-shot Node"])
 async def test_what_the_modes_allow_comes_now_and_later_and_what_they_forbid_does_not_go(
-    node: Original,
+    node: Node,
     logs: Scuttleup,
     db: Any,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     role: str,
     live: bool,
@@ -167,137 +145,78 @@ async def test_what_the_modes_allow_comes_now_and_later_and_what_they_forbid_doe
     if not node_live:
         monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
     to_node, to_us = sends(mode, node_mode), sends(node_mode, mode)
-    node.write(log_of_text("node", 3))
-    logs.extend(["ours"] * 4)
     loses = to_us and not node_live
+    later = 3 if live and not loses else 0
+    node.write(log_of("node", 3))
+    logs.extend(["ours"] * 4)
     async with connected(
         *(node, logs, role), mode=mode, live=live, node_mode=node_mode, node_live=node_live
     ) as replication:
-        if loses:
-            await arrival(logs, {"node": 3})
-            if live:
-                node.end()
-        for more in range(4 if live and not loses else 0):
-            if to_node:
+        for more in range(later + 1):
+            if to_node and not loses:
                 await at_node(node, {"us": 4 + more})
             if to_us:
                 await arrival(logs, {"node": 3 + more})
-            if more < 3:
+            if more < later:
                 logs.append("ours, later")
                 await asyncio.to_thread(node.append, "Node's, later")
-        if live and not loses and (to_node or node_live):
+        if live and loses:
+            node.end()
+        elif live and (to_node or node_live):
             logs.close()
         result = await replication
-        if to_node and not loses:
-            await at_node(node, {"us": result.sent})
-    ours, nodes = entries_in(db), entries_of(node, tmp_path / "node.db")
-    later = 3 if live and not loses else 0
-    assert (len(ours["us"]), len(nodes["node"])) == (4 + later, 3 + later)
-    assert result.received == (3 + later if to_us else 0)
-    assert ours == {"us": ours["us"]} | ({"node": nodes["node"]} if to_us else {})
-    arrived = nodes.pop("us", {})
-    assert nodes.keys() == {"node"}
-    assert loses or result.sent == len(arrived) == (4 + later if to_node else 0)
-    assert arrived == dict(list(ours["us"].items())[: len(arrived)])
-    assert to_node or not arrived
+    node.close()
+    nodes = contents(node.path)
+    ours, arrived = list(entries(db, "us").items()), list(entries(nodes, "us").items())
+    assert len(ours) == 4 + later
+    assert arrived == ours[: len(arrived)]
+    assert (loses and to_node) or result.sent == len(arrived) == (len(ours) if to_node else 0)
+    assert result.received == len(entries(db, "node")) == (3 + later if to_us else 0)
+    assert not to_us or entries(db, "node") == entries(nodes, "node")
 
 
 async def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
-    node: Original,
-    logs: Scuttleup,
-    reopen: Callable[..., None],
-    all_entries: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-    role: str,
+    node: Node, logs: Scuttleup, db: Any, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
     monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
     node.append("Node's")
     logs.extend(["x" * 100] * 2000)  # more than its socket takes in one read
     async with connected(node, logs, role, live=False, node_live=False):
         pass
-    reopen()
+    node.reopen()
     had = node.head.get("us", 0)
     async with connected(node, logs, role, live=False) as replication:
         assert await replication == Replicated(2000 - had, 0, {})
         await at_node(node, {"us": 2000})
-    assert all_entries() == 2001
-
-
-async def test_live_ends_when_node_leaves(
-    node: Original, logs: Scuttleup, all_entries: Callable[[], int], role: str
-) -> None:
-    node.append("Node's")
-    logs.append("ours")
-    async with connected(node, logs, role) as replication:
-        await at_node(node, {"us": 1})
-        await arrival(logs, {"node": 1})
-        node.end()
-        assert await replication == Replicated(1, 1, {})
-    assert all_entries() == 2
-
-
-@pytest.mark.parametrize("filled", ["neither", "node", "us"])
-async def test_one_shot_ends_where_a_side_has_nothing(
-    node: Original, logs: Scuttleup, all_entries: Callable[[], int], role: str, filled: str
-) -> None:
-    if filled == "node":
-        node.append("Node's")
-    if filled == "us":
-        logs.append("ours")
-    async with connected(node, logs, role, live=False):
-        pass
-    assert all_entries() == (0 if filled == "neither" else 1)
-
-
-@pytest.mark.parametrize("mode", ["sync", "pull"])
-@pytest.mark.parametrize("deleted", [1, 3], ids=["the-newest", "all"])
-async def test_one_shot_ends_when_node_deleted_what_it_promised(
-    node: Original,
-    logs: Scuttleup,
-    db: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    role: str,
-    mode: str,
-    deleted: int,
-) -> None:
-    monkeypatch.setattr(scuttleup.limits, "PROMISED", 0.2)
-    logs.append("ours")
-    node.write(log_of_text("node", 3))
-    for seq in range(4 - deleted, 4):
-        node.delete("node", seq)
-    async with connected(node, logs, role, mode=mode, live=False) as replication:
-        assert (await replication).received == 3 - deleted
-        if mode == "sync":
-            await at_node(node, {"us": 1})
-    ours, nodes = entries_in(db), entries_of(node, tmp_path / "node.db")
-    assert len(ours.get("node", {})) == 3 - deleted
-    assert nodes == {peer: ours[peer] for peer in ours if peer == "node" or mode == "sync"}
+    assert all_entries(node, db) == 2001
 
 
 async def test_one_shot_ends_when_what_node_promised_is_deleted_and_other_entries_never_end(
-    node: Original, logs: Scuttleup, monkeypatch: pytest.MonkeyPatch, role: str
+    node: Node, logs: Scuttleup, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
     """What else comes is no sign that what was promised is still to come."""
     monkeypatch.setattr(scuttleup.limits, "PROMISED", 0.5)
-    node.write(log_of_text("deleted", 2))
+    logs.append("ours")
+    node.write(log_of("deleted", 2))
     node.delete("deleted", 2)
     node.append_every(20, "Node's")
-    async with connected(node, logs, role, mode="pull", live=False) as replication:
+    async with connected(node, logs, role, live=False) as replication:
         done, _ = await asyncio.wait({replication}, timeout=8)
         assert done, "16 times the limit after the last promised entry"
+        await at_node(node, {"us": 1})
     assert logs.head["deleted"] == 1
 
 
 async def test_one_shot_loses_nothing_when_node_is_busy_for_two_seconds(
-    node: Original, logs: Scuttleup, db: Any, tmp_path: Path
+    node: Node, logs: Scuttleup, db: Any
 ) -> None:
     """What Node says then, on a connection that we had closed, would make it lose all unread."""
     logs.extend(["x" * 1000] * 2000)
     node.stall(2000, "Node's, after that")
     async with connected(node, logs, live=False) as replication:
         assert (await replication).sent == 2000
-    assert entries_of(node, tmp_path / "node.db")["us"] == entries_in(db)["us"]
+    node.close()
+    assert entries(contents(node.path), "us") == entries(db, "us")
 
 
 async def test_a_relay_that_was_handed_bad_logs_still_brings_all_others(
@@ -305,8 +224,8 @@ async def test_a_relay_that_was_handed_bad_logs_still_brings_all_others(
 ) -> None:
     """It never drops what it took, and sends it at every meeting: each log is of one bad kind."""
     long, beyond = "x" * (16 * 2**20), "no\u00ff"
-    good = [change for peer in ("a", "m", "z") for change in log_of_text(peer, 3)]
-    node = Original(tmp_path / "relay.db", id="relay", valueEncoding="utf-8")
+    good = [change for peer in ("a", "m", "z") for change in log_of(peer, 3)]
+    node = Node(tmp_path / "relay.db", id="relay", valueEncoding="utf-8")
     node.write([Change(long, 1, "?"), Change(beyond, 1, "?")])
     node.write([Change("large", 1, "fits"), Change("large", 2, "y" * (17 * 2**20))])
     node.write([Change("large", 3, "follows"), Change("us", 7, "a leap"), *good])
@@ -323,10 +242,10 @@ async def test_a_relay_that_was_handed_bad_logs_still_brings_all_others(
 
 
 async def test_deleted_entries_leave_the_same_gaps_on_both_sides(
-    node: Original, logs: Scuttleup, all_entries: Callable[[], int], role: str
+    node: Node, logs: Scuttleup, db: Any, role: str
 ) -> None:
     """Our newest, too, which is promised and never comes. Node goes on with the one after it."""
-    node.write(log_of_text("node", 5))
+    node.write(log_of("node", 5))
     logs.extend(["ours"] * 5)
     for seq in (1, 3):
         node.delete("node", seq)
@@ -339,35 +258,34 @@ async def test_deleted_entries_leave_the_same_gaps_on_both_sides(
         await at_node(node, {"us": 6})
         node.end()
         assert await replication == Replicated(3, 3, {})
-    assert all_entries() == 6
+    assert all_entries(node, db) == 6
 
 
-async def test_a_later_meeting_brings_only_what_is_new(
-    node: Original,
-    logs: Scuttleup,
-    reopen: Callable[..., None],
-    all_entries: Callable[[], int],
-    role: str,
+@pytest.mark.parametrize("first", [(1, 0), (0, 2)], ids=["node", "us"])
+async def test_a_meeting_brings_only_what_is_new_and_ends_where_a_side_has_nothing(
+    node: Node, logs: Scuttleup, db: Any, role: str, first: tuple[int, int]
 ) -> None:
-    for meeting in range(1, 4):
-        node.append("Node's")
-        logs.extend(["ours", "ours"])
+    """At first neither has anything, then one, then both."""
+    for nodes, ours in (0, 0), first, (1, 2), (0, 0):
+        for _ in range(nodes):
+            node.append("Node's")
+        logs.extend(["ours"] * ours)
         async with connected(node, logs, role, live=False) as replication:
-            assert await replication == Replicated(2, 1, {})
-            await at_node(node, {"us": 2 * meeting})
-        reopen()
-    assert all_entries() == 9
+            assert await replication == Replicated(ours, nodes, {})
+            await at_node(node, logs.head)
+        node.reopen()
+    assert all_entries(node, db) == 3 + sum(first)
 
 
 async def test_the_tail_of_our_log_comes_back_from_node(
-    node: Original, logs: Scuttleup, all_entries: Callable[[], int], role: str
+    node: Node, logs: Scuttleup, db: Any, role: str
 ) -> None:
     """As after a backup was restored."""
-    node.write(log_of_text("us", 300))
+    node.write(log_of("us", 300))
     logs.extend([f"us {seq}" for seq in range(1, 101)])
     async with connected(node, logs, role, live=False) as replication:
         assert await replication == Replicated(0, 200, {})
-    assert all_entries() == 300
+    assert all_entries(node, db) == 300
     assert logs.append("ours").seq == 301
 
 
@@ -380,30 +298,22 @@ def entries_of_many_sizes(seed: int) -> list[bytes]:
     return entries
 
 
-@pytest.mark.parametrize("live", [True, False], ids=["live", "one-shot"])
-async def test_20_000_entries_of_many_sizes_go_both_ways_at_once(
-    node: Original, db: Any, reopen: Callable[..., None], all_entries: Callable[[], int], live: bool
-) -> None:
-    reopen(log_of("node", entries_of_many_sizes(1)))
+async def test_20_000_entries_of_many_sizes_go_both_ways_at_once(node: Node, db: Any) -> None:
+    node.reopen(Change("node", *entry) for entry in enumerate(entries_of_many_sizes(1), 1))
     logs = Scuttleup(db, id="us")
     logs.extend(entries_of_many_sizes(2))
-    async with connected(node, logs, live=live) as replication:
-        if live:
-            await arrival(logs, {"node": 20_000})
-            await at_node(node, {"us": 20_000})
-            node.end()
+    async with connected(node, logs, live=False) as replication:
         assert await replication == Replicated(20_000, 20_000, {})
         await at_node(node, {"us": 20_000})
-    assert all_entries() == 40_000
+    assert all_entries(node, db) == 40_000
 
 
-@pytest.mark.parametrize("live", [True, False], ids=["live", "one-shot"])
-async def test_500_logs_of_which_each_side_has_a_part_are_whole_on_both(
-    node: Original, logs: Scuttleup, all_entries: Callable[[], int], role: str, live: bool
+async def test_500_logs_of_which_each_side_has_a_part_are_whole_on_both_until_node_leaves(
+    node: Node, logs: Scuttleup, db: Any, role: str
 ) -> None:
     """Each side has 200 of its own; of the other 100, one has the first half, one has all."""
     peers = [f"peer{number}" for number in range(500)]
-    log = {peer: log_of_text(peer, 4) for peer in peers}
+    log = {peer: log_of(peer, 4) for peer in peers}
     for side, whole, half in (
         (logs, peers[:250], peers[250:300]),
         (node, peers[250:], peers[200:250]),
@@ -411,52 +321,44 @@ async def test_500_logs_of_which_each_side_has_a_part_are_whole_on_both(
         side.write(change for peer in whole for change in log[peer])
         side.write(change for peer in half for change in log[peer][:2])
     every = dict.fromkeys(peers, 4)
-    async with connected(node, logs, role, live=live) as replication:
-        if live:
-            await arrival(logs, every)
-            await at_node(node, every)
-            node.end()
-        assert await replication == Replicated(900, 900, {})
+    async with connected(node, logs, role) as replication:
+        await arrival(logs, every)
         await at_node(node, every)
-    assert all_entries() == 2000
+        node.end()
+        assert await replication == Replicated(900, 900, {})
+    assert all_entries(node, db) == 2000
 
 
 async def test_entries_pass_through_us_from_node_to_node_unchanged(
-    node: Original, db: Any, all_entries: Callable[[], int], tmp_path: Path
+    node: Node, db: Any, tmp_path: Path
 ) -> None:
-    """Both connect to us, and have entries before and later; so have we."""
+    """Both connect to us, and all three have entries before and later."""
     logs = Scuttleup(db, id="us")
     texts = ["", "hello", "Grüße, мир, 世界 \0\n", "🦊👩‍👩‍👧", "x" * 2**20]
     binary = [b"", bytes(range(256)), b"\xff\xfe\0", random.Random(1).randbytes(2**20)]
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await logs.replicate(reader, writer)
 
     def append() -> None:
         for text in texts:
             node.append(text)
         for entry in binary:
             far.append(entry.hex())
+        logs.append("ours")
 
     with Original(tmp_path / "far.db", id="far", valueEncoding="hex") as far:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
         append()
-        for peer in (far, node):
-            peer.connect(server.sockets[0].getsockname()[1])
-        for round in range(1, 4):
-            every = {"node": 5 * round, "far": 4 * round, "us": round}
-            logs.append("ours, between")
-            await at_node(node, every)
-            await at_node(far, every)
-            await arrival(logs, every)
-            if round < 3:
-                await asyncio.to_thread(append)
-        logs.close()
-        for peer in (node, far):
+        async with scuttleup.Peer(logs, listen=("127.0.0.1", 0)) as us:
+            for peer in node, far:
+                peer.connect(us.addresses[0][1])
+            for times in 1, 2:
+                every = {"node": 5 * times, "far": 4 * times, "us": times}
+                await at_node(node, every)
+                await at_node(far, every)
+                await arrival(logs, every)
+                if times == 1:
+                    await asyncio.to_thread(append)
+        for peer in node, far:
             assert await asyncio.to_thread(peer.closed) == [None]
-        server.close()
-        ours = entries_in(db)
-        assert list(ours["node"].values()) == [text.encode() for text in texts] * 3
-        assert list(ours["far"].values()) == binary * 3
-        assert all_entries() == 30
-        assert entries_of(far, tmp_path / "far.db") == ours
+    assert list(entries(db, "node").values()) == [text.encode() for text in texts] * 2
+    assert list(entries(db, "far").values()) == binary * 2
+    assert all_entries(node, db) == 20
+    assert entries(contents(tmp_path / "far.db")) == entries(db)
