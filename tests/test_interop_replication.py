@@ -28,6 +28,10 @@ import scuttleup.limits
 from scuttleup import Change, Replicated, Scuttleup
 from scuttleup.keys import CHANGES, log_prefix
 
+Side = dict[str, Any]  # how one side replicates
+SIDES = [{"mode": mode, "live": live} for mode in MODES for live in (True, False)]
+LIVE, ONE_SHOT = SIDES[:2]
+
 
 class Node(Original):
     """One process of Node for many tests: to start it takes longer than most of them."""
@@ -73,32 +77,25 @@ def role(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def connected(
-    node: Node,
-    logs: Scuttleup,
-    role: str = "server",
-    *,
-    mode: str = "sync",
-    live: bool = True,
-    node_mode: str = "sync",
-    node_live: bool = True,
+    node: Node, logs: Scuttleup, role: str = "server", ours: Side = LIVE, nodes: Side = LIVE
 ) -> AsyncIterator[asyncio.Task[Replicated]]:
     """Connects the two and replicates. At the end we have to end, and Node has to end well."""
     if role == "server":
-        port = node.listen(node_mode, live=node_live)
+        port = node.listen(**nodes)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     else:
         accepted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         server = await asyncio.start_server(
             lambda *streams: accepted.set_result(streams), "127.0.0.1", 0
         )
-        node.connect(server.sockets[0].getsockname()[1], node_mode, live=node_live)
+        node.connect(server.sockets[0].getsockname()[1], **nodes)
         reader, writer = await accepted
         server.close()
-    replication = asyncio.create_task(logs.replicate(reader, writer, mode=mode, live=live))
+    replication = asyncio.create_task(logs.replicate(reader, writer, **ours))
     try:
         yield replication
         await replication
-        if node_live or not sends(node_mode, mode):
+        if nodes["live"] or not sends(nodes["mode"], ours["mode"]):
             assert not any(await asyncio.to_thread(node.closed))
     finally:
         replication.cancel()
@@ -126,32 +123,26 @@ def log_of(peer: str, count: int) -> list[Change]:
     return [Change(peer, seq, f"{peer} {seq}") for seq in range(1, count + 1)]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("node_mode", MODES)
-@pytest.mark.parametrize("live", [True, False], ids=["live", "one-shot"])
-@pytest.mark.parametrize("node_live", [True, False], ids=["live", "one-shot Node"])
+@pytest.mark.parametrize("ours", SIDES, ids=str)
+@pytest.mark.parametrize("nodes", SIDES, ids=str)
 async def test_what_the_modes_allow_comes_now_and_later_and_what_they_forbid_does_not_go(
     node: Node,
     logs: Scuttleup,
     db: Any,
     monkeypatch: pytest.MonkeyPatch,
     role: str,
-    live: bool,
-    mode: str,
-    node_live: bool,
-    node_mode: str,
+    ours: Side,
+    nodes: Side,
 ) -> None:
     """What goes to a one-shot Node that sends at the same time may get lost, see above; no more."""
-    if not node_live:
+    if not nodes["live"]:
         monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
-    to_node, to_us = sends(mode, node_mode), sends(node_mode, mode)
-    loses = to_us and not node_live
-    later = 3 if live and not loses else 0
+    to_node, to_us = sends(ours["mode"], nodes["mode"]), sends(nodes["mode"], ours["mode"])
+    loses = to_us and not nodes["live"]
+    later = 3 if ours["live"] and not loses else 0
     node.write(log_of("node", 3))
     logs.extend(["ours"] * 4)
-    async with connected(
-        *(node, logs, role), mode=mode, live=live, node_mode=node_mode, node_live=node_live
-    ) as replication:
+    async with connected(node, logs, role, ours, nodes) as replication:
         for more in range(later + 1):
             if to_node and not loses:
                 await at_node(node, {"us": 4 + more})
@@ -160,19 +151,19 @@ async def test_what_the_modes_allow_comes_now_and_later_and_what_they_forbid_doe
             if more < later:
                 logs.append("ours, later")
                 await asyncio.to_thread(node.append, "Node's, later")
-        if live and loses:
+        if ours["live"] and loses:
             node.end()
-        elif live and (to_node or node_live):
+        elif ours["live"] and (to_node or nodes["live"]):
             logs.close()
         result = await replication
     node.close()
-    nodes = contents(node.path)
-    ours, arrived = list(entries(db, "us").items()), list(entries(nodes, "us").items())
-    assert len(ours) == 4 + later
-    assert arrived == ours[: len(arrived)]
-    assert (loses and to_node) or result.sent == len(arrived) == (len(ours) if to_node else 0)
+    theirs = contents(node.path)
+    log, arrived = list(entries(db, "us").items()), list(entries(theirs, "us").items())
+    assert len(log) == 4 + later
+    assert arrived == log[: len(arrived)]
+    assert (loses and to_node) or result.sent == len(arrived) == (len(log) if to_node else 0)
     assert result.received == len(entries(db, "node")) == (3 + later if to_us else 0)
-    assert not to_us or entries(db, "node") == entries(nodes, "node")
+    assert not to_us or entries(db, "node") == entries(theirs, "node")
 
 
 async def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
@@ -181,11 +172,11 @@ async def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
     monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
     node.append("Node's")
     logs.extend(["x" * 100] * 2000)  # more than its socket takes in one read
-    async with connected(node, logs, role, live=False, node_live=False):
+    async with connected(node, logs, role, ONE_SHOT, ONE_SHOT):
         pass
     node.reopen()
     had = node.head.get("us", 0)
-    async with connected(node, logs, role, live=False) as replication:
+    async with connected(node, logs, role, ONE_SHOT) as replication:
         assert await replication == Replicated(2000 - had, 0, {})
         await at_node(node, {"us": 2000})
     assert all_entries(node, db) == 2001
@@ -200,7 +191,7 @@ async def test_one_shot_ends_when_what_node_promised_is_deleted_and_other_entrie
     node.write(log_of("deleted", 2))
     node.delete("deleted", 2)
     node.append_every(20, "Node's")
-    async with connected(node, logs, role, live=False) as replication:
+    async with connected(node, logs, role, ONE_SHOT) as replication:
         done, _ = await asyncio.wait({replication}, timeout=8)
         assert done, "16 times the limit after the last promised entry"
         await at_node(node, {"us": 1})
@@ -213,7 +204,7 @@ async def test_one_shot_loses_nothing_when_node_is_busy_for_two_seconds(
     """What Node says then, on a connection that we had closed, would make it lose all unread."""
     logs.extend(["x" * 1000] * 2000)
     node.stall(2000, "Node's, after that")
-    async with connected(node, logs, live=False) as replication:
+    async with connected(node, logs, ours=ONE_SHOT) as replication:
         assert (await replication).sent == 2000
     node.close()
     assert entries(contents(node.path), "us") == entries(db, "us")
@@ -231,7 +222,7 @@ async def test_a_relay_that_was_handed_bad_logs_still_brings_all_others(
     node.write([Change("large", 3, "follows"), Change("us", 7, "a leap"), *good])
     try:
         for meeting in range(2):
-            async with connected(node, logs, live=False) as replication:
+            async with connected(node, logs, ours=ONE_SHOT) as replication:
                 result = await replication
             # It takes that of the id with U+00FF for one of "no", too.
             assert result.received == (11 if meeting == 0 else 0)
@@ -270,7 +261,7 @@ async def test_a_meeting_brings_only_what_is_new_and_ends_where_a_side_has_nothi
         for _ in range(nodes):
             node.append("Node's")
         logs.extend(["ours"] * ours)
-        async with connected(node, logs, role, live=False) as replication:
+        async with connected(node, logs, role, ONE_SHOT) as replication:
             assert await replication == Replicated(ours, nodes, {})
             await at_node(node, logs.head)
         node.reopen()
@@ -283,7 +274,7 @@ async def test_the_tail_of_our_log_comes_back_from_node(
     """As after a backup was restored."""
     node.write(log_of("us", 300))
     logs.extend([f"us {seq}" for seq in range(1, 101)])
-    async with connected(node, logs, role, live=False) as replication:
+    async with connected(node, logs, role, ONE_SHOT) as replication:
         assert await replication == Replicated(0, 200, {})
     assert all_entries(node, db) == 300
     assert logs.append("ours").seq == 301
@@ -302,7 +293,7 @@ async def test_20_000_entries_of_many_sizes_go_both_ways_at_once(node: Node, db:
     node.reopen(Change("node", *entry) for entry in enumerate(entries_of_many_sizes(1), 1))
     logs = Scuttleup(db, id="us")
     logs.extend(entries_of_many_sizes(2))
-    async with connected(node, logs, live=False) as replication:
+    async with connected(node, logs, ours=ONE_SHOT) as replication:
         assert await replication == Replicated(20_000, 20_000, {})
         await at_node(node, {"us": 20_000})
     assert all_entries(node, db) == 40_000

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -290,27 +290,19 @@ def test_only_signed_leaves_out_what_is_not(tmp_path: Path) -> None:
         assert logs.head == {ID: 10}
 
 
-HOW = ["flip", "cut", "forge", "leave out", "usurp"]
-
-
-def spoil(entries: list[bytes], how: str) -> list[bytes]:
-    """`entries` such that their author has signed none of them for its number."""
-    return {
-        "flip": [bytes([entry[0] ^ 1]) + entry[1:] for entry in entries],
-        "cut": [entry[1:] for entry in entries],
-        "forge": [b"forged" + entry[-96:] for entry in entries],
-        "leave out": [*entries[1:], b""][: len(entries)],
-        "usurp": [STRANGER.seal(1, [b"stolen"], entry[-96:-64])[0][0] for entry in entries],
-    }[how]
-
-
-NUMBERS = st.integers(1, 8)
+# What is done to entries, so that their author has not signed them for their numbers.
+SPOIL: dict[str, Callable[[bytes], bytes]] = {
+    "flip": lambda entry: bytes([entry[0] ^ 1]) + entry[1:],
+    "cut": lambda entry: entry[1:],
+    "forge": lambda entry: b"forged" + entry[-96:],
+    "usurp": lambda entry: STRANGER.seal(1, [b"stolen"], entry[-96:-64])[0][0],
+    "replace": lambda entry: HONEST[9],
+}
+NUMBERS, LOGS = st.integers(1, 8), st.sampled_from([HONEST, BRANCH])
 # Some of one branch, from one number to another, in two runs, and spoilt from some number on; with
 # 9 it is not.
-PIECES = st.tuples(
-    *(st.sampled_from([HONEST, BRANCH]), NUMBERS, NUMBERS, NUMBERS),
-    *(st.just(9) | NUMBERS, st.sampled_from(HOW)),
-)
+SPOILT = st.just(9) | NUMBERS
+PIECES = st.tuples(LOGS, NUMBERS, NUMBERS, NUMBERS, SPOILT, st.sampled_from([*SPOIL]))
 
 
 @given(st.lists(PIECES | st.sampled_from(["delete", "restart"]), max_size=12))
@@ -331,7 +323,7 @@ def test_whatever_comes_the_longest_honest_prefix_is_taken(actions: list[Any]) -
                 case branch, first, last, cut, bad, how:
                     entries = branch[first - 1 : last]
                     good = max(bad - first, 0)
-                    came = entries[:good] + spoil(entries[good:], how)
+                    came = [*entries[:good], *map(SPOIL[how], entries[good:])]
                     runs = Run(ID, first, came[:cut]), Run(ID, first + cut, came[cut:])
                     new, faults = 0, {}
                     for seq, entry in enumerate(entries, first):
