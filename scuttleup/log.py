@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike
+from os.path import exists
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .authors import load_key
+from .authors import find_id, load_key
 from .changes import Change, Run, expand
 from .database import Database, open_database
 from .encodings import find_encoding
@@ -23,7 +24,7 @@ from .keys import check_peer, check_seq
 from .limits import MAX_ENTRY
 from .read_stream import ReadStream
 from .replication import Replicated, ReplicationStream
-from .signing import is_signed, strip
+from .signing import KEY_BYTES, is_signed, strip
 from .store import Store
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ class Scuttleup:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
         # Asked by replications. The user gets the change as it can be read, not as it is stored.
         self._verify = verify and (lambda change: verify(self._decoded(change)))
+        if isinstance(db, _Path) and not exists(db.path):
+            # Nothing is made if no log can have these options. The key of a log that is to be
+            # signed is made later; any other stands in for it here.
+            find_id(None, id, bytes(KEY_BYTES) if db.signed and key is None else key, only_signed)
         database = open_database(db.path) if isinstance(db, _Path) else Database(db)
         try:
             if isinstance(db, _Path) and key is None:  # else the key lies elsewhere

@@ -433,6 +433,10 @@ async def refuse_later(change: Change) -> bool:
     ("options", "error", "named"),
     [
         ({"id": "bob", "signed": True}, ValueError, "'bob'"),
+        ({"id": ""}, ValueError, "''"),
+        ({"id": "ed25519.short"}, ValueError, "'ed25519.short'"),
+        ({"key": b"short"}, ValueError, "not 5"),
+        ({"only_signed": True}, ValueError, "only_signed"),
         ({"no_such_option": 1}, TypeError, "no_such_option"),
         ({"value_encoding": "utf-16"}, ValueError, "'utf-16'"),
         ({"verify": True}, TypeError, "True"),
