@@ -1,6 +1,6 @@
 'use strict'
 // The original at the work that benchmark.py compares, timed here, without the start of Node.
-// Each line in is `[work, ...arguments]` as JSON, each line out the seconds that it took.
+// Each line in is `[work, folder, count, source]` as JSON, each line out the seconds that it took.
 
 const { fork } = require('child_process')
 const { randomBytes } = require('crypto')
@@ -15,18 +15,18 @@ const scuttleup = require('scuttleup')
 async function open (path) {
   const db = level(path)
   await once(db, 'open')
-  const start = process.hrtime.bigint()
+  const start = performance.now()
   const logs = scuttleup(db)
   await once(logs, 'ready')
   return { db, logs, seconds: secondsSince(start) }
 }
 
 const entries = Array.from({ length: 1000 }, () => randomBytes(100))
-const secondsSince = (start) => Number(process.hrtime.bigint() - start) / 1e9
+const secondsSince = (start) => (performance.now() - start) / 1000
 
 async function timed (path, run) {
   const { db, logs } = await open(path)
-  const start = process.hrtime.bigint()
+  const start = performance.now()
   await run(logs)
   const seconds = secondsSince(start)
   await db.close()
@@ -57,19 +57,19 @@ const work = {
     return seconds
   },
 
-  replicate: async (source, target, count) => {
+  replicate: async (path, count, source) => {
     const { db, logs } = await open(source)
     const server = await serve(logs)
-    const seconds = await fetch(target, count, server.address().port)
+    const seconds = await fetch(path, count, server.address().port)
     server.close()
     await db.close()
     return seconds
   },
 
-  replicateInTwo: async (source, target, count) => {
+  replicateInTwo: async (path, count, source) => {
     const child = fork(__filename, [source])
     const [port] = await once(child, 'message')
-    const seconds = await fetch(target, count, port)
+    const seconds = await fetch(path, count, port)
     child.disconnect()
     await once(child, 'exit')
     return seconds
@@ -78,8 +78,7 @@ const work = {
 
 async function serve (logs) {
   const server = net.createServer((socket) => pump(socket, logs.createReplicationStream(), socket))
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
+  await once(server.listen(0, '127.0.0.1'), 'listening')
   return server
 }
 
@@ -96,14 +95,13 @@ const fetch = (path, count, port) => timed(path, (logs) => new Promise((resolve)
 
 async function main () {
   if (process.argv.length > 2) { // the child of replicateInTwo, until that disconnects
-    const { logs } = await open(process.argv[2])
     process.on('disconnect', () => process.exit())
-    process.send((await serve(logs)).address().port)
-    return
+    const { logs } = await open(process.argv[2])
+    return process.send((await serve(logs)).address().port)
   }
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const [name, ...args] = JSON.parse(line)
-    process.stdout.write(JSON.stringify(await work[name](...args)) + '\n')
+    console.log(await work[name](...args))
   }
 }
 
