@@ -12,11 +12,12 @@ import importlib
 import logging
 import os
 import random
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ except ImportError:
     atheris = None
 
 with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullcontext():
-    from scuttleup import Change, ConnectionLost, ProtocolError, ReplicationStream, Scuttleup
+    from scuttleup import Change, ConnectionLost, ProtocolError, Scuttleup
     from scuttleup.check import check_logs
     from scuttleup.limits import MAX_ENTRY, MAX_FRAME
     from scuttleup.messages import encode_changes, encode_handshake
@@ -50,16 +51,14 @@ VALID = encode_handshake("far", {"far": 9}, "sync") + encode_changes("far", 6, [
 INTERESTING = [0, 1, 4, 5, 127, 128, LIMIT, 2**31, MAX, MAX + 1, 2**63, 2**64 - 1]
 IDS = [b"us", b"far", b"new", b"", b"\xff", "\xff".encode(), "\u0100".encode(), b"us\0"]
 IDS += [AUTHOR.id.encode(), OURS.id.encode(), AUTHOR.id.encode()[:-1]]
-STREAMS_BEFORE_A_NEW_DATABASE = 5_000
 
 
 class Target:
     """Peers that hear an input; each has a part of one LevelDB, which is renewed in time."""
 
     def __init__(self, folder: str) -> None:
-        self.inputs = self.errors = 0
+        self.inputs = self.errors = self._streams = 0
         self._folder = folder
-        self._streams = STREAMS_BEFORE_A_NEW_DATABASE
         self._db: Any = None
 
     def try_input(self, data: bytes) -> None:
@@ -101,7 +100,9 @@ class Target:
             self.errors += 1
             error = str(caught)
             assert error, "an error that does not say what was wrong"
-            assert is_over(stream), "it goes on after an error"
+            with suppress(ProtocolError):
+                stream.receive_data(VALID)
+                raise AssertionError("it goes on after an error") from caught
         while stream.data_to_send():
             pass
         assert stream.finished in (True, False)
@@ -123,26 +124,16 @@ class Target:
         return after, stream.replicated.refused, error
 
     def _empty_db(self) -> Any:
-        self._streams += 1
-        if self._streams > STREAMS_BEFORE_A_NEW_DATABASE:
-            if self._db:
-                self._db.close()
-                binding.destroy_db(self._folder)
+        if self._streams % 5_000 == 0:
+            self.close()
             self._db = open_leveldb(Path(self._folder))
-            self._streams = 0
+        self._streams += 1
         return self._db.prefixed_db(b"%d/" % self._streams)
 
     def close(self) -> None:
         if self._db:
             self._db.close()
-
-
-def is_over(stream: ReplicationStream) -> bool:
-    try:
-        stream.receive_data(VALID)
-    except ProtocolError:
-        return True
-    return False
+            binding.destroy_db(self._folder)
 
 
 def seeds() -> list[bytes]:
@@ -168,19 +159,12 @@ def seeds() -> list[bytes]:
 
 def split(wire: bytes) -> Iterator[bytes]:
     """The messages in `wire` that are whole."""
-    start = 0
-    while start < len(wire):
-        length = shift = 0
-        while start < len(wire) and shift < 35:
-            byte = wire[start]
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            start += 1
-            if byte < 0x80:
-                break
-        if start + length <= len(wire):
-            yield wire[start : start + length]
-        start += length
+    while prefix := re.match(rb"(?s)[\x80-\xff]{0,4}.", wire):  # a varint, which may be cut off
+        length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(prefix[0]))
+        message = wire[prefix.end() :][:length]
+        if len(message) == length:
+            yield message
+        wire = wire[prefix.end() + length :]
 
 
 def mutate(data: bytes, other: bytes, choose: random.Random) -> bytes:
@@ -235,9 +219,10 @@ def mutate_bytes(data: bytes, other: bytes, choose: random.Random) -> bytes:
 
 def fuzz_with_atheris(target: Target, seconds: int, folder: Path) -> None:
     """Never returns: libFuzzer ends the process."""
+    folder.mkdir()
     known = seeds()
     for number, seed in enumerate(known):
-        folder.joinpath(str(number)).write_bytes(seed)
+        (folder / str(number)).write_bytes(seed)
 
     def mutate_known(data: bytes, max_size: int, seed: int) -> bytes:
         choose = random.Random(seed)
@@ -245,18 +230,9 @@ def fuzz_with_atheris(target: Target, seconds: int, folder: Path) -> None:
             return bytes(atheris.Mutate(data, max_size))
         return mutate(data, choose.choice(known), choose)[:max_size]
 
-    atheris.Setup(
-        [
-            sys.argv[0],
-            str(folder),
-            f"-max_total_time={seconds}",
-            "-max_len=2000",
-            f"-artifact_prefix={folder}/",
-            "-print_final_stats=1",
-        ],
-        target.try_input,
-        custom_mutator=mutate_known,
-    )
+    options = [f"-max_total_time={seconds}", "-max_len=2000", "-print_final_stats=1"]
+    options += [f"-artifact_prefix={folder}/", str(folder)]
+    atheris.Setup([sys.argv[0], *options], target.try_input, custom_mutator=mutate_known)
     atheris.Fuzz()
 
 
@@ -279,19 +255,15 @@ def fuzz_by_mutation(target: Target, seconds: int) -> None:
 def main(seconds: int) -> int:
     logging.disable()
     with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder, "corpus")
-        corpus.mkdir()
-        target = Target(str(Path(folder, "db")))
-        if not atheris:
-            fuzz_by_mutation(target, seconds)
-            target.close()  # else Windows would not remove the folder
-            return 0
+        target = Target(os.path.join(folder, "db"))
         # In a process of its own, so that somebody is left to remove the folder.
-        child = os.fork()
-        if child == 0:
-            fuzz_with_atheris(target, seconds, corpus)
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status)
+        if atheris and (child := os.fork()):
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if atheris:
+            fuzz_with_atheris(target, seconds, Path(folder, "corpus"))
+        fuzz_by_mutation(target, seconds)
+        target.close()  # else Windows would not remove the folder
+    return 0
 
 
 if __name__ == "__main__":
