@@ -12,22 +12,31 @@ import argparse
 import random
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from math import log10
+from pathlib import Path
 from typing import NamedTuple
 
+from leveldb import open_leveldb
+
 from scuttleup import ReplicationStream, Scuttleup
-from scuttleup.database import binding as plyvel
 
 
-class Result(NamedTuple):
-    rounds: int  # until all peers had all entries
-    bytes: int  # sent by all
-    handshake_bytes: int  # of these
-    sent: int  # changes
-    lost: int  # of these, by a cut
-    known: int  # of these, to the receiver, or to be when it arrives
+@dataclass
+class Result:
+    rounds: int = 0  # until all peers had all entries
+    bytes: int = 0  # sent by all
+    handshake_bytes: int = 0  # of these
+    sent: int = 0  # changes
+    lost: int = 0  # of these, by a cut
+    received: int = 0  # of these, by one who did not have them
+
+    @property
+    def known(self) -> int:
+        """Of those sent, to the receiver, or to be when it arrives."""
+        return self.sent - self.lost - self.received
 
 
 class Arriving(NamedTuple):
@@ -36,29 +45,29 @@ class Arriving(NamedTuple):
     changes: int  # in `data`
 
 
-class End:
+class End(NamedTuple):
     """One peer's end of a link that is up."""
 
-    def __init__(self, logs: Scuttleup) -> None:
-        self.stream: ReplicationStream = logs.create_replication_stream()
-        self.arriving: deque[Arriving] = deque()  # in order
+    stream: ReplicationStream
+    arriving: deque[Arriving]  # in order
 
 
 class Link:
-    def __init__(self, one: Scuttleup, other: Scuttleup, rng: random.Random) -> None:
+    def __init__(self, one: Scuttleup, other: Scuttleup, rng: random.Random, total: Result) -> None:
         self.logs = one, other
         self.rng = rng
+        self.total = total
         self.ends: list[End] = []
         self.up_at = 0  # the round in which it comes back, when it is down
-        self.bytes = self.handshake_bytes = self.sent = self.lost = self.received = 0
 
     def step(self, now: int, cut: float) -> None:
         if not self.ends:
             if now < self.up_at:
                 return
-            self.ends = [End(logs) for logs in self.logs]
+            self.ends = [End(logs.create_replication_stream(), deque()) for logs in self.logs]
         elif self.rng.random() < cut:
-            self.lost += sum(arriving.changes for end in self.ends for arriving in end.arriving)
+            for end in self.ends:
+                self.total.lost += sum(arriving.changes for arriving in end.arriving)
             self.close()
             self.up_at = now + self.rng.randint(1, 10)
             return
@@ -74,33 +83,25 @@ class Link:
                 changes = sender.stream.replicated.sent - before
                 before += changes
                 receiver.arriving.append(Arriving(at, data, changes))
-                self.bytes += len(data)
-                self.handshake_bytes += len(data) if not changes else 0
+                self.total.bytes += len(data)
+                self.total.handshake_bytes += len(data) if not changes else 0
 
     def close(self) -> None:
         for end in self.ends:
-            self.sent += end.stream.replicated.sent
-            self.received += end.stream.replicated.received
+            self.total.sent += end.stream.replicated.sent
+            self.total.received += end.stream.replicated.received
             end.stream.close()
         self.ends = []
 
 
-def ring(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
-    return ((n, (n + 1) % peers) for n in range(peers))
-
-
-def star(peers: int, rng: random.Random) -> Iterable[tuple[int, int]]:
-    return ((0, n) for n in range(1, peers))
-
-
-def random_graph(peers: int, rng: random.Random, *, each: int) -> Iterable[tuple[int, int]]:
+def random_graph(peers: int, rng: random.Random, *, each: int) -> list[tuple[int, int]]:
     """Everybody calls `each` of those who came before: twice as many links a peer, no island."""
     return [(n, other) for n in range(1, peers) for other in rng.sample(range(n), min(n, each))]
 
 
-TOPOLOGIES: dict[str, Callable[[int, random.Random], Iterable[tuple[int, int]]]] = {
-    "ring": ring,
-    "star": star,
+TOPOLOGIES: dict[str, Callable[[int, random.Random], list[tuple[int, int]]]] = {
+    "ring": lambda peers, rng: [(n, (n + 1) % peers) for n in range(peers)],
+    "star": lambda peers, rng: [(0, n) for n in range(1, peers)],
     "2 random": partial(random_graph, each=2),
     "8 random": partial(random_graph, each=8),
 }
@@ -111,8 +112,7 @@ def simulate(
 ) -> Result:
     """Run until all agree; `logs_each` logs of one entry begin at every peer."""
     rng = random.Random(f"{topology} {peers} {logs_each} {cut} {seed}")
-    with tempfile.TemporaryDirectory() as folder:
-        db = plyvel.DB(folder, create_if_missing=True)
+    with tempfile.TemporaryDirectory() as folder, open_leveldb(Path(folder)) as db:
         everyone = []
         for n in range(peers):
             logs = Scuttleup(db.prefixed_db(b"%06d/" % n), id=f"peer-{n:020}")
@@ -120,29 +120,22 @@ def simulate(
             logs.write((f"peer-{n:020}-{k}", 1, b"x" * 100) for k in range(1, logs_each))
             everyone.append(logs)
         goal = {peer: seq for logs in everyone for peer, seq in logs.head.items()}
+        total = Result()
         pairs = sorted(TOPOLOGIES[topology](peers, rng))
-        links = [Link(everyone[one], everyone[other], rng) for one, other in pairs]
+        links = [Link(everyone[one], everyone[other], rng, total) for one, other in pairs]
         behind = everyone
-        for now in count(1):
+        while behind:
+            total.rounds += 1
             for link in links:
-                link.step(now, cut)
+                link.step(total.rounds, cut)
             behind = [logs for logs in behind if logs.head != goal]
-            if not behind:
-                break
         for link in links:
             link.close()
-        db.close()
-    received = sum(link.received for link in links)
-    assert received == len(goal) * (peers - 1)
-    sent, lost = sum(link.sent for link in links), sum(link.lost for link in links)
-    return Result(
-        rounds=now,
-        bytes=sum(link.bytes for link in links),
-        handshake_bytes=sum(link.handshake_bytes for link in links),
-        sent=sent,
-        lost=lost,
-        known=sent - lost - received,
-    )
+    assert total.received == len(goal) * (peers - 1)
+    return total
+
+
+SIZES = 10, 30, 100, 300, 1000
 
 
 def main() -> None:
@@ -151,20 +144,14 @@ def main() -> None:
     args = parser.parse_args()
     print("| links | peers | logs | rounds | MB | handshakes | sent/needed | known | lost |")
     print("|---|---|---|---|---|---|---|---|---|")
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for topology, sizes in (
-        ("ring", (10, 30, 100, 300)),
-        ("star", (10, 30, 100, 300, 1000)),
-        ("2 random", (10, 30, 100, 300, 1000)),
-        ("8 random", (10, 30, 100, 300)),
-    ):
-        for peers in sizes:
-            curves.setdefault(topology, []).append((peers, _row(topology, peers, 1)))
+    curves = {
+        topology: [(peers, _row(topology, peers, 1)) for peers in SIZES if peers <= most]
+        for topology, most in {"ring": 300, "star": 1000, "2 random": 1000, "8 random": 300}.items()
+    }
     for logs_each in (10, 100, 1000):
         _row("2 random", 30, logs_each)
     if args.svg:
-        with open(args.svg, "w", encoding="utf-8") as file:
-            file.write(_svg(curves))
+        Path(args.svg).write_text(_svg(curves), encoding="utf-8")
 
 
 def _row(topology: str, peers: int, logs_each: int) -> float:
@@ -186,7 +173,6 @@ COLOURS = "#c33", "#393", "#36c", "#939"
 
 def _svg(curves: dict[str, list[tuple[int, float]]]) -> str:
     """Bytes a peer and entry over the number of peers, both axes logarithmic."""
-    from math import log10
 
     def at(peers: float, each: float) -> tuple[float, float]:
         return 60 + (log10(peers) - 1) * 200, 260 - (log10(each) - 2) * 100
@@ -196,7 +182,7 @@ def _svg(curves: dict[str, list[tuple[int, float]]]) -> str:
         x, y = at(10, each)
         lines.append(f'<path d="M{x} {y:.0f}h400" stroke="#ddd"/>')
         lines.append(f'<text x="{x - 6}" y="{y + 4:.0f}" text-anchor="end">{each}</text>')
-    for peers in (10, 30, 100, 300, 1000):
+    for peers in SIZES:
         x, y = at(peers, 100)
         lines.append(f'<text x="{x:.0f}" y="{y + 18}" text-anchor="middle">{peers}</text>')
     for (topology, points), colour in zip(curves.items(), COLOURS, strict=True):

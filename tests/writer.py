@@ -22,13 +22,12 @@ def append_for_ever(logs: Scuttleup, writer: str) -> None:
         tag = f"{writer}.{turn}"
         size = choose.choice([0, 0, 0, 1, 20, 400])
         sync = choose.random() < 0.02
-        if size == 0:
-            changes = [logs.append(f"{tag} 1/1", sync=sync)]
+        padding = "x" * choose.randrange(200)
+        entries = [f"{tag} {i}/{size} {padding}" for i in range(1, size + 1)]
+        if size:
+            changes = logs.extend(entries, sync=sync)
         else:
-            padding = "x" * choose.randrange(200)
-            changes = logs.extend(
-                [f"{tag} {i}/{size} {padding}" for i in range(1, size + 1)], sync=sync
-            )
+            changes = [logs.append(f"{tag} 1/1", sync=sync)]
         # One write each, so that lines of several threads stay apart.
         os.write(1, f"{changes[0].seq} {changes[-1].seq} {tag}\n".encode())
 
