@@ -20,8 +20,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import cache, partial
@@ -29,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter, thread_time
+from time import perf_counter, sleep, thread_time
 from typing import Any
 
 import psutil
@@ -105,11 +103,13 @@ def read() -> None:
 
     with new_folder() as filled:
         fill(filled, 100_000)
-        figures = compare(9, ours, raw, original("read", 100_000), filled)
+        figures = compare(9, ours, raw, original("read", 100_000), folder=filled)
     row("reading a snapshot", *figures, "≥ 0.50 of raw, ≥ 4 times")
 
 
 def open_logs() -> None:
+    ours = timed(open_leveldb)(Scuttleup)
+
     @timed(open_leveldb)
     def scan(db: Any) -> None:
         for key in db.iterator(include_value=False):
@@ -122,7 +122,7 @@ def open_logs() -> None:
     ):
         with new_folder() as filled:
             fill_logs(filled, "us", count, length)
-            seconds, scans, times = compare(5, timed(open_leveldb)(Scuttleup), scan, node, filled)
+            seconds, scans, times = compare(5, ours, scan, node, folder=filled)
         work = f"opening {count:,} logs, {length} in each"
         row(work, f"{seconds:.3f} s", f"{1 / scans:.1f} key scans", times, goal)
 
@@ -189,7 +189,7 @@ def mixed_sync() -> None:
         turns(lambda entry: db.put(next(keys), entry), lambda: db.put(next(keys), ENTRY, sync=True))
 
     keys = iter(make_keys(10_000))
-    seconds, of_raw, _ = compare(9, ours, raw)
+    seconds, of_raw, _ = compare(9, ours, raw, None)
     row("20 `append` and one with `sync=True`", f"{seconds * 1e3:.2f} ms", of_raw)
 
 
@@ -255,21 +255,10 @@ def scripts() -> None:
             ours = run(sys.executable, TESTS.parent / f"{script}.py")
             node = run("node", "on_node.js") if original_process() else None
             raw = run(sys.executable, "raw.py")
-            seconds, ratio, times = compare(15, ours, raw, node, folder)
+            seconds, ratio, times = compare(15, ours, raw, node, folder=folder)
             work = f"`python {script}.py`, the whole process"
             goal = "≤ 2 times the bare script's time, ≥ 3.5 times"
             row(work, milliseconds(seconds), f"{1 / ratio:.2f} times its time", times, goal)
-
-
-def read_memory() -> None:
-    with new_folder() as folder:
-        fill(folder, 1_000_000)
-        memory_row("memory that reading 1,000,000 entries adds", _read_all, folder)
-
-
-def _read_all(folder: Path) -> float:
-    with scuttleup.open(folder) as logs:
-        return added_memory(lambda: deque(logs.create_read_stream(), 0))
 
 
 # ------------------------------------------------------------- replication, over TCP
@@ -307,7 +296,7 @@ def replicate_memory() -> None:
     with new_folder() as folder:
         fill(folder, 400_000)
         work = "memory that replicating 400,000 entries adds, both sides together"
-        memory_row(work, _replicate_all, folder)
+        row(work, f"{in_new_process(_replicate_all, folder):.1f} MiB", goal="< 32 MiB")
         held, busy = zip(*(in_new_process(_longest_turns, folder) for _ in range(5)), strict=True)
     figure = f"{median(held) * 1e3:.1f} ms, {median(busy) * 1e3:.1f} ms of processor time"
     row("longest hold of the event loop meanwhile", figure, goal="≤ 20 ms")
@@ -344,31 +333,6 @@ def live_peers() -> None:
         seconds = asyncio.run(run(*all_logs))
     work = "100 live peers, one appends, until each has read it there"
     row(work, f"{seconds / 100 * 1e6:.0f} µs an entry and peer")
-
-
-def silent_peers() -> None:
-    work = "memory that 20 peers that never read add to 200,000 appends"
-    memory_row(work, _append_to_silent_peers)
-
-
-def _append_to_silent_peers() -> float:
-    async def run(logs: Scuttleup) -> None:
-        async with serving(logs, live=True) as port:
-            silent = [socket.create_connection((HOST, port)) for _ in range(20)]
-            for number, sock in enumerate(silent):
-                sock.setblocking(False)
-                sock.sendall(encode_handshake(f"silent {number}", {}, "sync"))
-                await asyncio.get_running_loop().sock_recv(sock, 1)
-            for _ in range(200):
-                logs.extend(entries)
-                for _ in range(50):  # time to send all that it can
-                    await asyncio.sleep(0)
-            for sock in silent:
-                sock.close()
-
-    entries = make_entries(1_000)
-    with new_folder() as folder, scuttleup.open(folder) as logs:
-        return added_memory(lambda: asyncio.run(run(logs)))
 
 
 def nothing_to_send() -> None:
@@ -444,7 +408,7 @@ def huge_handshakes() -> None:
                     probe.recv(1)
                 waits = max(waits, perf_counter() - start)
                 most = max(most, process.memory_info().rss - before)
-                time.sleep(0.01)
+                sleep(0.01)
         left = process.memory_info().rss - before
     work = "memory after six handshakes of 16 MiB, one after another"
     row(work, f"{left / MIB:.0f} MiB", goal="< 100 MiB")
@@ -464,7 +428,7 @@ def idle_connections() -> None:
             assert remotes[n].recv(1024)  # the peer has accepted it and said its own handshake
         kib = (process.memory_info().rss - before) / 1_000 / 1024
         used = sum(process.cpu_times()[:2])
-        time.sleep(5)
+        sleep(5)
         used = (sum(process.cpu_times()[:2]) - used) / 5
     row("1,000 idle connections", f"{kib:.0f} KiB each, {used:.1%} of a processor")
 
@@ -472,25 +436,19 @@ def idle_connections() -> None:
 # --------------------------------------------------------------------- what they share
 
 
-def row(
-    work: str,
-    figure: float | str,
-    of_raw: float | str = math.nan,
-    times_original: float = math.nan,
-    goal: str = "–",
-) -> None:
+Cell = float | str
+
+
+def row(work: str, figure: Cell, of_raw: Cell = "–", times: Cell = "–", goal: str = "–") -> None:
+    """Print what one work costs. A figure that is a number is the seconds of an entry."""
     if isinstance(figure, float):
         figure = f"{1 / figure:,.0f}/s"
-    if isinstance(of_raw, float):
-        of_raw = show(of_raw)
-    print(f"| {work} | {figure} | {of_raw} | {show(times_original)} | {goal} |", flush=True)
+    print(f"| {work} | {figure} | {show(of_raw)} | {show(times)} | {goal} |", flush=True)
 
 
-def memory_row(work: str, function: Callable[..., float], *arguments: Any) -> None:
-    row(work, f"{in_new_process(function, *arguments):.1f} MiB", goal="< 32 MiB")
-
-
-def show(ratio: float) -> str:
+def show(ratio: Cell) -> str:
+    if isinstance(ratio, str):
+        return ratio
     return "–" if math.isnan(ratio) else f"{ratio:.2f}" if ratio < 3 else f"{ratio:.1f}"
 
 
@@ -543,19 +501,15 @@ def beside(turns: list[tuple[float, float]], few: str) -> str:
 
 
 def compare(
-    turns: int,
-    ours: Measure,
-    raw: Measure | None = None,
-    original: Measure | None = None,
-    folder: Path | None = None,
+    turns: int, *measures: Measure | None, folder: Path | None = None
 ) -> tuple[float, float, float]:
     """Our seconds; and the raw ones and those of the original divided by ours, NaN without.
 
-    Each works in `folder`, or else in a fresh one at each turn.
+    `measures` are these three. Each works in `folder`, or else in a fresh one at each turn.
     """
     results: list[list[float]] = [[] for _ in range(turns)]
     for seconds in results:
-        for measure in ours, raw, original:
+        for measure in measures:
             with nullcontext(folder) if folder else new_folder() as where:
                 seconds.append(measure(where) if measure else math.nan)
     return (
@@ -693,8 +647,8 @@ def added_memory(work: Callable[[], object]) -> float:
 
 
 ROWS = [append, extend, read, open_logs, live_entry, followers, mixed_sync, signed]
-ROWS += [hostile_entries, scripts, read_memory, replicate, replicate_memory, live_peers]
-ROWS += [silent_peers, nothing_to_send, longest_rounds, huge_handshakes, idle_connections]
+ROWS += [hostile_entries, scripts, replicate, replicate_memory, live_peers]
+ROWS += [nothing_to_send, longest_rounds, huge_handshakes, idle_connections]
 
 
 def main() -> None:

@@ -169,12 +169,10 @@ def split(wire: bytes) -> Iterator[bytes]:
 
 def mutate(data: bytes, other: bytes, choose: random.Random) -> bytes:
     """`data` with something else in it, or with something of `other`."""
-    if choose.random() < 0.5:
+    messages = list(split(data[2:]))
+    if choose.random() < 0.5 or not messages:
         return mutate_bytes(data, other, choose)
     # Within a frame, whose length is then made right again: what is wrong gets past the framing.
-    messages = list(split(data[2:]))
-    if not messages:
-        return mutate_bytes(data, other, choose)
     at = choose.randrange(len(messages))
     kind = choose.randrange(6)
     if kind == 0:
