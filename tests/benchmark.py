@@ -393,9 +393,8 @@ def huge_handshakes() -> None:
     """Memory and time that six handshakes of 16 MiB cost, one after another."""
     # 1.86 million digests of three letters; there are no more than 830,584 such ids.
     ids = (bytes((33 + n % 94, 33 + n // 94 % 94, 33 + n // 8836 % 94)) for n in range(1_860_000))
-    handshake = frame(
-        b"\x0a\x06remote" + b"".join(b"\x12\x07\x0a\x03%b\x10\x05" % id for id in ids)
-    )
+    digests = b"".join(b"\x12\x07\x0a\x03%b\x10\x05" % id for id in ids)
+    handshake = frame(b"\x0a\x06remote" + digests)
     with new_folder() as folder, running_peer(folder) as (process, port):
         before = process.memory_info().rss
         most = waits = 0.0
@@ -419,13 +418,12 @@ def huge_handshakes() -> None:
 def idle_connections() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    remotes = []
-    with new_folder() as folder, running_peer(folder) as (process, port):
+    with new_folder() as folder, running_peer(folder) as (process, port), ExitStack() as opened:
         before = process.memory_info().rss
         for n in range(1_000):
-            remotes.append(socket.create_connection((HOST, port)))
-            remotes[n].sendall(encode_handshake(f"remote {n}", {}, "sync"))
-            assert remotes[n].recv(1024)  # the peer has accepted it and said its own handshake
+            remote = opened.enter_context(socket.create_connection((HOST, port)))
+            remote.sendall(encode_handshake(f"remote {n}", {}, "sync"))
+            assert remote.recv(1024)  # the peer has accepted it and said its own handshake
         kib = (process.memory_info().rss - before) / 1_000 / 1024
         used = sum(process.cpu_times()[:2])
         sleep(5)
@@ -434,7 +432,6 @@ def idle_connections() -> None:
 
 
 # --------------------------------------------------------------------- what they share
-
 
 Cell = float | str
 
@@ -614,11 +611,7 @@ async def longest_turns(work: Awaitable[object]) -> tuple[float, float]:
         clock.append(perf_counter())
         processor.append(thread_time())
         await asyncio.sleep(0)
-    return longest_step(clock), longest_step(processor)
-
-
-def longest_step(times: list[float]) -> float:
-    return max(after - before for before, after in pairwise(times))
+    return max(b - a for a, b in pairwise(clock)), max(b - a for a, b in pairwise(processor))
 
 
 def added_memory(work: Callable[[], object]) -> float:

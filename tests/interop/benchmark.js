@@ -105,5 +105,4 @@ async function main () {
   }
 }
 
-process.on('unhandledRejection', (error) => { throw error })
 main()
