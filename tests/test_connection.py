@@ -15,11 +15,12 @@ import struct
 import sys
 import weakref
 from asyncio import StreamReader, StreamWriter, Task
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import trustme
@@ -29,7 +30,6 @@ from wire import HTTP, MODES, sends, tls_hello
 
 import scuttleup.limits
 from scuttleup import (
-    Change,
     ConnectionLost,
     DatabaseError,
     ProtocolError,
@@ -45,7 +45,6 @@ pytestmark = pytest.mark.filterwarnings(
     "error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning"
 )
 
-T = TypeVar("T")
 Stream = tuple[StreamReader, StreamWriter]
 MakeLogs = Callable[..., Scuttleup]
 
@@ -67,10 +66,6 @@ SAID = {
 one_shot_and_live = pytest.mark.parametrize("live", [False, True], ids=["one-shot", "live"])
 open_and_half_closed = pytest.mark.parametrize("ended", [False, True], ids=["", "half-closed"])
 after_each_part = pytest.mark.parametrize("said", SAID.values(), ids=SAID.keys())
-
-
-async def both(one: Coroutine[Any, Any, T], two: Coroutine[Any, Any, T]) -> list[T]:
-    return list(await asyncio.gather(one, two))
 
 
 @pytest.fixture
@@ -143,11 +138,6 @@ def small_sockets() -> tuple[socket.socket, socket.socket]:
     for sock in (left, right):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     return left, right
-
-
-async def pair(sockets: Sockets = tcp_sockets) -> tuple[Stream, Stream]:
-    left, right = sockets()
-    return await asyncio.open_connection(sock=left), await asyncio.open_connection(sock=right)
 
 
 @asynccontextmanager
@@ -261,55 +251,21 @@ async def met(
 # --- Transports -----------------------------------------------------------------------------------
 
 
-async def test_replicate_is_all_that_start_server_needs(peer: MakeLogs) -> None:
-    server, client = peer("server", 3), peer("client", 2)
-    async with serving(server.replicate) as port:
-        assert await connect(client, port, live=False) == Replicated(2, 3, {})
-        client.append("new")
-        assert await connect(client, port, live=False) == Replicated(1, 0, {})
-    assert server.head == client.head == {"server": 3, "client": 3}
-    assert list(server.create_read_stream()) == list(client.create_read_stream())
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-def server_context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.configure_trust(context)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-async def open_tls(authority: trustme.CA, port: int, issuer: trustme.CA | None) -> Stream:
-    """Connect with a certificate by `issuer`."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    if issuer:
-        issuer.issue_cert("client@example.org").configure_cert(context)
-    return await asyncio.open_connection(
-        "127.0.0.1", port, ssl=context, server_hostname="localhost"
-    )
-
-
-# What every transport has to do, over a stream for each side.
-
-
 @asynccontextmanager
 async def over_sockets(sockets: Sockets = tcp_sockets) -> AsyncIterator[tuple[Stream, Stream]]:
-    yield await pair(sockets)
+    left, right = sockets()
+    yield await asyncio.open_connection(sock=left), await asyncio.open_connection(sock=right)
 
 
 @asynccontextmanager
-async def over_tls(authority: trustme.CA) -> AsyncIterator[tuple[Stream, Stream]]:
+async def over_tls() -> AsyncIterator[tuple[Stream, Stream]]:
+    authority, client = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(client)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
     accepted: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
-    async with serving(
-        lambda *stream: accepted.set_result(stream), ssl=server_context(authority)
-    ) as port:
-        left = await open_tls(authority, port, authority)
+    async with serving(lambda *stream: accepted.set_result(stream), ssl=server) as port:
+        left = await asyncio.open_connection("127.0.0.1", port, ssl=client)
         yield left, await accepted
 
 
@@ -331,46 +287,39 @@ async def over_pipes() -> AsyncIterator[tuple[Stream, Stream]]:
     streams = await opened_pipe(left_in, left_out), await opened_pipe(right_in, right_out)
     yield streams
     for reader, _ in streams:
-        if reader._transport:  # type: ignore[attr-defined]
-            reader._transport.close()  # type: ignore[attr-defined]
+        reader._transport.close()  # type: ignore[attr-defined]
 
 
-NO_PIPES = "on Windows, asyncio can use only pipes that it has made itself"
+needs_pipes = pytest.mark.skipif(
+    sys.platform == "win32", reason="on Windows, asyncio can use only pipes that it has made itself"
+)
+# `linked` makes two connected streams, one for each side.
+over_every_transport = pytest.mark.parametrize(
+    "linked",
+    [
+        pytest.param(over_sockets, id="TCP"),
+        pytest.param(partial(over_sockets, small_sockets), id="Unix"),
+        pytest.param(over_tls, id="TLS"),
+        pytest.param(over_pipes, id="pipes", marks=needs_pipes),
+    ],
+)
 
 
-@pytest.fixture(params=["TCP", "Unix", "TLS", "pipes"])
-def linked(request: pytest.FixtureRequest, authority: trustme.CA) -> Any:
-    """Makes two connected streams, one for each side."""
-    if request.param == "pipes" and sys.platform == "win32":
-        pytest.skip(NO_PIPES)
-    kinds = {
-        "TCP": over_sockets,
-        "Unix": partial(over_sockets, small_sockets),
-        "TLS": partial(over_tls, authority),
-        "pipes": over_pipes,
-    }
-    return kinds[request.param]
-
-
+@over_every_transport
 @one_shot_and_live
-async def test_every_transport_carries_everything_both_ways(
-    peer: MakeLogs, linked: Any, live: bool
-) -> None:
+async def test_everything_goes_both_ways(peer: MakeLogs, linked: Any, live: bool) -> None:
     one, two = peer("one", 2000, 1000), peer("two", 2000, 1000)
     async with linked() as (left, right):
-        runs = asyncio.create_task(
-            both(one.replicate(*left, live=live), two.replicate(*right, live=live))
-        )
+        runs = asyncio.gather(one.replicate(*left, live=live), two.replicate(*right, live=live))
         if live:
-            await both(arrival(two, {"one": 2000}), arrival(one, {"two": 2000}))
+            await asyncio.gather(arrival(two, {"one": 2000}), arrival(one, {"two": 2000}))
             one.append(b"live")
             two.append(b"live")
-            await both(arrival(two, {"one": 2001}), arrival(one, {"two": 2001}))
+            await asyncio.gather(arrival(two, {"one": 2001}), arrival(one, {"two": 2001}))
+            assert list(one.create_read_stream()) == list(two.create_read_stream())
             one.close()
-        assert await runs == [Replicated(2000 + live, 2000 + live, {})] * 2
+        assert list(await runs) == [Replicated(2000 + live, 2000 + live, {})] * 2
     assert two.head == {"one": 2000 + live, "two": 2000 + live}
-    if not live:
-        assert list(one.create_read_stream()) == list(two.create_read_stream())
 
 
 async def held_up(linked: Any, logs: Scuttleup, says: bytes, **options: Any) -> Any:
@@ -382,11 +331,12 @@ async def held_up(linked: Any, logs: Scuttleup, says: bytes, **options: Any) -> 
     return run, reader, writer
 
 
+@over_every_transport
 @pytest.mark.parametrize("taken", [False, True], ids=["in vain", "in time"])
-async def test_every_transport_is_closed_though_a_slow_remote_has_not_taken_all(
+async def test_close_gives_a_slow_remote_some_time_to_take_what_was_sent(
     peer: MakeLogs, limit: Limit, linked: Any, taken: bool
 ) -> None:
-    """It has some time to take what was sent before, and gets the end then."""
+    """It gets the end then."""
     limit(LINGER=NEVER if taken else 0.05)
     logs = peer("us", 2_000, 10_000)
     async with linked() as streams:
@@ -398,10 +348,9 @@ async def test_every_transport_is_closed_though_a_slow_remote_has_not_taken_all(
         assert (await asyncio.wait_for(run, SOON)).sent > 6
 
 
+@over_every_transport
 @one_shot_and_live
-async def test_every_transport_tells_that_the_remote_is_gone(
-    peer: MakeLogs, linked: Any, live: bool
-) -> None:
+async def test_a_remote_that_is_gone_is_noticed(peer: MakeLogs, linked: Any, live: bool) -> None:
     logs = peer("us", 2_000, 10_000)
     async with linked() as streams:
         run, reader, writer = await held_up(streams, logs, PROMISE, live=live)
@@ -411,47 +360,21 @@ async def test_every_transport_tells_that_the_remote_is_gone(
             await asyncio.wait_for(run, SOON)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason=NO_PIPES)
+@needs_pipes
 async def test_it_runs_over_the_pipes_of_a_subprocess(peer: MakeLogs, tmp_path: Path) -> None:
-    logs = peer("us", 3)
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, str(tmp_path / "child.db")),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
+    child: Any = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, str(tmp_path / "child.db")), stdin=PIPE, stdout=PIPE
     )
-    assert child.stdin
-    assert child.stdout
-    run = asyncio.create_task(logs.replicate(child.stdout, child.stdin))
-    await arrival(logs, {"child": 2})
-    assert logs.entry("child", 2) == "I have us 3"
-    logs.close()
-    assert await run == Replicated(3, 2, {})
+    us = peer("us", 3)
+    assert await us.replicate(child.stdout, child.stdin, live=False) == Replicated(3, 2, {})
     assert await child.wait() == 0
 
 
 async def be_the_child(path: str) -> None:
-    """Replicate over stdin and stdout, and say when there are three entries."""
-    with scuttleup.open(path, id="child", value_encoding="utf-8") as logs:
-        run = asyncio.create_task(logs.replicate(*await opened_pipe(0, 1)))
-        logs.append("I am here")
-        await arrival(logs, {"us": 3})
-        logs.append(f"I have {logs.entry('us', 3)}")
-        await run
-
-
-@pytest.mark.parametrize("issuer", [None, trustme.CA()], ids=["no certificate", "a stranger's"])
-async def test_tls_keeps_strangers_out(
-    peer: MakeLogs, authority: trustme.CA, issuer: trustme.CA | None
-) -> None:
-    stranger = peer("stranger", 2)
-    served: list[StreamWriter] = []
-    async with serving(
-        lambda reader, writer: served.append(writer), ssl=server_context(authority)
-    ) as port:
-        with pytest.raises((ConnectionLost, ssl.SSLError)):
-            await stranger.replicate(*await open_tls(authority, port, issuer))
-    assert not served
-    assert stranger.head == {"stranger": 2}
+    """Replicate over stdin and stdout."""
+    with scuttleup.open(path, id="child") as logs:
+        logs.extend([b"I am", b"here"])
+        assert await logs.replicate(*await opened_pipe(0, 1)) == Replicated(2, 3, {})
 
 
 # --- One-shot -------------------------------------------------------------------------------------
@@ -475,38 +398,14 @@ async def test_one_shot_ends_when_all_is_exchanged(
     there = (300 - deleted) * sends(mode, other_mode)
     back = (500 - deleted) * sends(other_mode, mode)
 
-    left, right = await pair()
-    other = asyncio.create_task(two.replicate(*right, mode=other_mode, live=other_is == "live"))
-    assert await one.replicate(*left, mode=mode, live=False) == Replicated(there, back, {})
-    if other_is == "live" and back and not there:
-        two.close()  # else it goes on: one may have ended its side only, and still listen
-    assert await other == Replicated(back, there, {})
+    async with over_sockets() as (left, right):
+        other = asyncio.create_task(two.replicate(*right, mode=other_mode, live=other_is == "live"))
+        assert await one.replicate(*left, mode=mode, live=False) == Replicated(there, back, {})
+        if other_is == "live" and back and not there:
+            two.close()  # else it goes on: one may have ended its side only, and still listen
+        assert await other == Replicated(back, there, {})
     assert one.head == {"one": 300} | ({"two": back} if back else {})
     assert two.head == {"two": 500} | ({"one": there} if there else {})
-
-
-async def test_one_shot_ends_though_a_busy_remote_has_deleted_what_it_promised(
-    peer: MakeLogs, limit: Limit
-) -> None:
-    """What comes of other logs is no sign that the promised one is still to come."""
-    limit(PROMISED=0.2)
-    one, two = peer("one"), peer("two")
-    two.write([Change("three", 1, "deleted")])
-    two.delete("three", 1)
-
-    async def append_now_and_then() -> None:
-        while True:
-            two.append("more")
-            await asyncio.sleep(0.02)
-
-    left, right = await pair()
-    other = asyncio.create_task(two.replicate(*right))
-    appending = asyncio.create_task(append_now_and_then())
-    try:
-        await asyncio.wait_for(one.replicate(*left, live=False), SOON)
-    finally:
-        appending.cancel()
-        await asyncio.wait({appending, other})
 
 
 @pytest.mark.parametrize("size", [0, 100, 1_000, 64 * 1024, 100_000])
@@ -529,39 +428,20 @@ async def test_one_shot_ends_whatever_the_last_write_holds(
 # --- Live -----------------------------------------------------------------------------------------
 
 
-async def test_threads_and_the_event_loop_of_both_sides_may_append_at_once(peer: MakeLogs) -> None:
+async def test_threads_of_both_sides_may_append_at_once(peer: MakeLogs) -> None:
     one, two = peer("one"), peer("two")
-    left, right = await pair()
-    runs = asyncio.create_task(both(one.replicate(*left), two.replicate(*right)))
 
     def append(logs: Scuttleup) -> None:
         for i in range(1000):
             logs.append(f"{i} {'x' * (i % 500)}")
 
-    await asyncio.gather(*(asyncio.to_thread(append, logs) for logs in (one, two) * 3))
-    await both(arrival(two, {"one": 3000}), arrival(one, {"two": 3000}))
-    one.append("from the event loop")
-    await arrival(two, {"one": 3001})
-    assert two.entry("one", 3001) == "from the event loop"
-    assert list(one.create_read_stream()) == list(two.create_read_stream())
-    one.close()
-    assert await runs == [Replicated(3001, 3000, {}), Replicated(3000, 3001, {})]
-
-
-async def test_nothing_is_sent_back_to_where_it_came_from_and_nothing_twice(peer: MakeLogs) -> None:
-    """Every byte on the wire is looked at, not what `replicate` says that it sent."""
-    logs = peer("us", 1)
-    async with met(logs) as remote:
-        await remote.meet()
-        for seq in range(1, 101):
-            await remote.send(encode_changes("them", seq, [b"ours"]))
-        await remote.send(encode_changes("others", 1, [b"from others, by us"] * 100))
-        await arrival(logs, {"others": 100})
-        logs.append("the last")
-        assert await remote.changes(2) == [("us", 1, b"us 1"), ("us", 2, b"the last")]
-        logs.write([Change("others", seq, "from elsewhere") for seq in (100, 101)])
-        assert await remote.changes(1) == [("others", 101, b"from elsewhere")]
-        assert await remote.close(logs) == Replicated(3, 200, {})
+    async with over_sockets() as (left, right):
+        runs = asyncio.gather(one.replicate(*left), two.replicate(*right))
+        await asyncio.gather(*(asyncio.to_thread(append, logs) for logs in (one, two) * 3))
+        await asyncio.gather(arrival(two, {"one": 3000}), arrival(one, {"two": 3000}))
+        assert list(one.create_read_stream()) == list(two.create_read_stream())
+        one.close()
+        assert list(await runs) == [Replicated(3000, 3000, {})] * 2
 
 
 # --- The remote's end -----------------------------------------------------------------------------
@@ -1033,7 +913,7 @@ async def test_a_disk_error_ends_the_connection_and_the_next_one_catches_up(
         await arrival(other, {"us": 2})
 
         fake.before = binding.IOError(b"IO error: No space left on device")
-        left, right = await pair()
+        left, right = [await asyncio.open_connection(sock=sock) for sock in tcp_sockets()]
         remote = asyncio.create_task(friend.replicate(*right))
         with pytest.raises(DatabaseError, match="No space left"):
             await logs.replicate(*left)
