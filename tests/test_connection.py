@@ -16,11 +16,12 @@ import sys
 import weakref
 from asyncio import StreamReader, StreamWriter, Task
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import trustme
@@ -722,62 +723,35 @@ async def test_a_closed_log_does_not_keep_the_connection(peer: MakeLogs) -> None
 # --- Bad peers ------------------------------------------------------------------------------------
 
 
+# The tests of the protocol have more.
 BAD = {
     "HTTP": HTTP,
     "TLS": tls_hello(),
-    **{f"random {seed}": random.Random(seed).randbytes(5000) for seed in range(8)},
     "zeros": bytes(5000),
-    "an endless length": b"\xff" * 5000,
-    "too large": b"\x80\x80\x80\x80\x01",
-    "our own id": encode_handshake("us", {}, "sync"),
-    "a change first": CHANGES,
-    "two handshakes": HELLO + HELLO,
+    **{f"random {seed}": random.Random(seed).randbytes(5000) for seed in range(8)},
     **{f"garbage {seed}": HELLO + random.Random(seed).randbytes(5000) for seed in range(8)},
     "HTTP later": HELLO + CHANGES + HTTP,
-    "a push that pulls": encode_handshake("them", {}, "pull") + CHANGES,
 }
-
-
-def server_of(logs: Scuttleup) -> Callable[[StreamReader, StreamWriter], Awaitable[None]]:
-    """As the README shows it."""
-
-    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        try:
-            await logs.replicate(reader, writer)
-        except ScuttleupError as error:
-            print(f"replicate: {error}", file=sys.stderr)
-
-    return serve
 
 
 @pytest.mark.parametrize("sent", BAD.values(), ids=BAD.keys())
 async def test_a_bad_peer_costs_one_line_and_its_own_connection(
     peer: MakeLogs, capfd: pytest.CaptureFixture[str], sent: bytes
 ) -> None:
-    server, client = peer("us", 1), peer("client", 1)
-    async with serving(server_of(server)) as port:
-        run = asyncio.create_task(connect(client, port))
-        await arrival(client, {"us": 1})
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            bad = Remote(sock)
-            await bad.send(sent)
-            bad.end()
-            await bad.end_of_stream()
-        server.append("we are still here")
-        await arrival(client, {"us": 2})
-        assert client.entry("us", 2) == "we are still here"
-        client.append("me too")
-        await arrival(server, {"client": 2})
-        assert server.entry("client", 2) == "me too"
-        assert await connect(peer("new"), port, live=False) >= Replicated(0, 4, {})
-        client.close()
-        await run
-    output = capfd.readouterr()
-    assert output.out == ""
-    (line,) = output.err.splitlines()
-    assert line.startswith("replicate: ")
-    assert server.head["us"] == 2
-    assert server.head.keys() <= {"us", "client", "them"}
+    us, friend = peer("us", 1), peer("friend", 1)
+    async with met(us, sent, ends=True) as bad, over_sockets() as (left, right):
+        runs = asyncio.gather(us.replicate(*left), friend.replicate(*right))
+        with pytest.raises((ProtocolError, ConnectionLost)) as error:
+            await bad.run
+        assert len(str(error.value).splitlines()) == 1
+        await bad.end_of_stream()
+        us.append("we are still here")
+        friend.append("me too")
+        await asyncio.gather(arrival(friend, {"us": 2}), arrival(us, {"friend": 2}))
+        friend.close()
+        await runs
+    assert us.head.keys() <= {"us", "friend", "them"}
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_a_bad_peer_may_keep_sending(peer: MakeLogs) -> None:
@@ -793,47 +767,28 @@ async def test_a_bad_peer_may_keep_sending(peer: MakeLogs) -> None:
 # --- Disk and memory ------------------------------------------------------------------------------
 
 
-async def test_a_disk_error_ends_the_connection_and_the_next_one_catches_up(
-    fake: FakeDB, peer: MakeLogs
-) -> None:
-    logs = Scuttleup(fake, id="us", value_encoding="utf-8")
-    logs.extend(["one", "two"])
-    friend, other = peer("friend", 1000), peer("other")
-    async with serving(server_of(logs)) as port:
-        run = asyncio.create_task(connect(other, port))
-        await arrival(other, {"us": 2})
-
+async def test_a_disk_error_ends_the_connection_and_the_next_one_catches_up(fake: FakeDB) -> None:
+    with Scuttleup(fake, id="us") as logs:
         fake.before = binding.IOError(b"IO error: No space left on device")
-        left, right = [await asyncio.open_connection(sock=sock) for sock in tcp_sockets()]
-        remote = asyncio.create_task(friend.replicate(*right))
-        with pytest.raises(DatabaseError, match="No space left"):
-            await logs.replicate(*left)
-        await asyncio.wait({remote})
-        assert isinstance(remote.exception(), (ConnectionLost, type(None)))
-        assert logs.head == other.head == {"us": 2}
-
+        async with met(logs, HELLO + CHANGES) as remote:
+            with pytest.raises(DatabaseError, match="No space left"):
+                await remote.run
+            await remote.end_of_stream()
+        assert logs.head == {}
         fake.before = None
-        assert await connect(friend, port, live=False) >= Replicated(1000, 0, {})
-        await arrival(other, {"friend": 1000})
-        assert other.entry("friend", 1000) == "friend 1000"
-        other.close()
-        await run
-    assert list(logs.create_read_stream()) == list(friend.create_read_stream())
-    logs.close()
+        async with met(logs, HELLO + CHANGES, ends=True) as remote:
+            assert await remote.run == Replicated(0, 2, {})
+        assert logs.entry("them", 2) == b"two"
 
 
 async def test_a_remote_that_never_reads_costs_little_memory(peer: MakeLogs) -> None:
     logs = peer("us", 5_000, 1_000)
     async with met(logs, HELLO, sockets=small_sockets) as remote:
         await remote.unread(60_000)
-        transport = remote.stream[1].transport
-        most = 0
         for _ in range(1_000):
             logs.extend([b"y" * 1_000] * 10)
             await asyncio.sleep(0)
-            most = max(most, transport.get_write_buffer_size())
-        assert most < 256 * 1024
-
+            assert remote.stream[1].transport.get_write_buffer_size() < 256 * 1024
         # And when it reads at last, it gets all.
         await remote.handshake()
         assert len(await remote.changes(15_000)) == 15_000
@@ -844,26 +799,22 @@ async def test_a_remote_that_never_reads_costs_little_memory(peer: MakeLogs) -> 
 # --- What is left of it ---------------------------------------------------------------------------
 
 
+def streams() -> int:
+    """How many there are, also those that only the garbage collector finds."""
+    return sum(type(each) is ReplicationStream for each in gc.get_objects())
+
+
 @pytest.mark.parametrize("end", ["garbage", "reset", "verify", "disk", "closed", "cancelled"])
-async def test_nothing_is_left_that_only_the_garbage_collector_finds(
-    fake: FakeDB, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
+async def test_nothing_is_left_to_the_garbage_collector(fake: FakeDB, end: str) -> None:
     """An error keeps its traceback, and that keeps the frames: they must not keep the error."""
     logs = Scuttleup(fake, id="us", verify=lambda change: change.entry != b"two")
-    made: list[weakref.ref[ReplicationStream]] = []
-    create = Scuttleup.create_replication_stream
-
-    def note(*args: Any, **options: Any) -> ReplicationStream:
-        stream = create(*args, **options)
-        made.append(weakref.ref(stream))
-        return stream
-
-    monkeypatch.setattr(Scuttleup, "create_replication_stream", note)
     gc.collect()
     gc.disable()
+    before = streams()
     try:
         async with met(logs) as remote:
             await remote.meet()
+            assert streams() == before + 1
             if end == "garbage":
                 await remote.send(b"\xff" * 20)
             elif end == "reset":
@@ -877,12 +828,11 @@ async def test_nothing_is_left_that_only_the_garbage_collector_finds(
                 fake.before = OSError() if end == "disk" else None
                 await remote.send(CHANGES)
             await asyncio.wait({remote.run}, timeout=SOON)
-            assert remote.run.done()
             assert remote.run.cancelled() or bool(remote.run.exception()) == (end != "closed")
         del remote
         fake.before = None  # an error, which has the frames
         await asyncio.sleep(0)
-        assert [ref() for ref in made] == [None]
+        assert streams() == before
     finally:
         gc.enable()
         logs.close()
@@ -890,34 +840,25 @@ async def test_nothing_is_left_that_only_the_garbage_collector_finds(
 
 def test_an_event_loop_that_is_over_is_not_kept(peer: MakeLogs) -> None:
     us, them = peer("us", 1), peer("them", 1)
-    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
-    async def main() -> None:
-        loops.append(weakref.ref(asyncio.get_running_loop()))
+    async def main() -> weakref.ref[asyncio.AbstractEventLoop]:
         async with serving(us.replicate) as port:
             await connect(them, port, live=False)
+        return weakref.ref(asyncio.get_running_loop())
 
-    asyncio.run(main())
+    loop = asyncio.run(main())
     gc.collect()
-    assert [ref() for ref in loops] == [None]
+    assert loop() is None
 
 
-async def test_one_turn_is_64_kib_whatever_there_is(
-    peer: MakeLogs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
+async def test_one_turn_is_64_kib_whatever_there_is(peer: MakeLogs) -> None:
     receive = ReplicationStream.receive_data
-
-    def note(stream: ReplicationStream, data: bytes) -> None:
-        sizes.append(len(data))
-        receive(stream, data)
-
-    monkeypatch.setattr(ReplicationStream, "receive_data", note)
-    async with met(peer()) as remote:  # whose run begins when the remote is waited for
-        remote.stream[0].feed_data(HELLO + encode_changes("them", 1, [bytes(1000)] * 1000))
-        remote.end()
-        assert await remote.run == Replicated(0, 1000, {})
-    assert max(sizes) == 64 * 1024
+    with patch.object(ReplicationStream, "receive_data", autospec=True, side_effect=receive) as spy:
+        async with met(peer()) as remote:  # whose run begins when the remote is waited for
+            remote.stream[0].feed_data(HELLO + encode_changes("them", 1, [bytes(1000)] * 1000))
+            remote.end()
+            assert await remote.run == Replicated(0, 1000, {})
+    assert max(len(call.args[1]) for call in spy.call_args_list) == 64 * 1024
 
 
 async def test_connections_take_turns_and_none_is_forgotten(peer: MakeLogs, limit: Limit) -> None:
