@@ -26,7 +26,7 @@ from unittest.mock import patch
 import pytest
 import trustme
 from leveldb import FakeDB, binding
-from waiting import arrival, until
+from waiting import arrival, start, until
 from wire import HTTP, MODES, sends, tls_hello
 
 import scuttleup.limits
@@ -376,6 +376,18 @@ async def test_one_shot_ends_after_any_last_write(peer: MakeLogs, count: int, si
         assert await asyncio.wait_for(remote.receive(), SOON) == b""
         remote.end()
         assert await remote.run == Replicated(count, 0, {})
+
+
+async def test_what_a_thread_appends_is_on_its_way_at_once(peer: MakeLogs) -> None:
+    """The event loop sleeps when it has nothing to do: it has to be woken."""
+    logs = peer("us")
+    async with met(logs, HELLO) as remote:
+        await remote.handshake()
+        for _ in range(50):
+            start(partial(logs.append, "new"))
+            await asyncio.wait_for(remote.changes(1), SOON)
+        remote.end()
+        assert await remote.run == Replicated(50, 0, {})
 
 
 async def test_threads_of_both_sides_may_append_at_once(peer: MakeLogs) -> None:
