@@ -414,11 +414,12 @@ async def test_an_end_too_early_is_a_lost_connection(peer: MakeLogs, live: bool)
     assert logs.head == {"them": 1}  # what came whole before the end is kept
 
 
-async def test_a_live_run_ends_with_the_remote_when_that_has_all(peer: MakeLogs) -> None:
+async def test_a_live_run_ends_with_a_remote_that_has_all(peer: MakeLogs, limit: Limit) -> None:
+    limit(PROMISED=0)  # so we look for the remote all the time, also when we have just ended
     async with met(peer("us", 5000, 1000), HELLO + CHANGES, ends=True) as remote:
         await remote.handshake()
         assert len(await remote.changes(5000)) == 5000
-        assert await remote.receive() == b""
+        await remote.end_of_stream()
         assert await remote.run == Replicated(5000, 2, {})
 
 
