@@ -126,6 +126,12 @@ def test_append_takes_the_lines_of_stdin_the_last_one_without_an_end_too() -> No
     assert entries() == lines
 
 
+def test_a_line_longer_than_an_entry_is_refused_and_those_before_it_are_kept() -> None:
+    status, _, err = run("append", stdin="first\n" + "x" * (MAX_ENTRY + 1))
+    assert (status, err) == (1, f"scuttleup: a line is longer than {MAX_ENTRY} bytes\n")
+    assert entries() == ["first"]
+
+
 def test_read_as_json_has_base64_for_what_is_no_text() -> None:
     with scuttleup.open("logs.db", id="us") as logs:
         logs.extend(["é", b"\xff"])

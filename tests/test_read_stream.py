@@ -139,15 +139,21 @@ def test_a_snapshot_ends_for_good_with_what_was_there_when_it_was_made(logs: Scu
             next(stream)
 
 
-def test_little_is_read_ahead(db: Any) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "lengths"),
+    [
+        ([10_000] * 20 + [0] * RUN_ENTRIES, [4] * 5 + [RUN_ENTRIES]),
+        ([RUN_BYTES] * 10, [1] * 10),
+        ([RUN_BYTES] * 3, [1] * 3),
+    ],
+    ids=["many", "large", "few"],
+)
+def test_little_is_read_ahead(db: Any, sizes: list[int], lengths: list[int]) -> None:
     """A run of many large entries would take their memory and the event loop's time."""
     store = Store(Database(db), id="us", sync=False, max_entry=MAX_ENTRY)
-    store.extend([bytes(10_000)] * 20 + [b""] * 1000)
+    store.extend(list(map(bytes, sizes)))
     follower = store.follow({}, snapshot=True, live=False, wake=lambda: None)
-    lengths = [len(run.entries) for run in iter(follower.read, None)]
-    assert sum(lengths) == 1020
-    assert lengths[:4] == [4, 4, 4, 4]
-    assert max(lengths) == RUN_ENTRIES
+    assert [len(run.entries) for run in iter(follower.read, None)] == lengths
 
 
 def test_next_and_for_and_async_for_share_one_position(logs: Scuttleup) -> None:

@@ -515,6 +515,14 @@ def test_what_came_of_a_log_before_it_went_wrong_is_stored(strict: Peer) -> None
     assert stream.replicated.refused == {"new": "entry 3 has more than 299 bytes"}
 
 
+def test_a_remote_gets_what_it_lacks_of_a_log_that_was_left_out(us: Peer) -> None:
+    """What it sent of that log, and what was not stored, does not count as what it has."""
+    said = encode_handshake("far", {"us": 2}, "sync") + encode_changes("us", 5, [b"a gap"])
+    stream = heard(us, said)
+    us.logs.append(b"3")
+    assert all_of(stream).endswith(encode_changes("us", 3, [b"3"]))
+
+
 def test_a_log_that_was_left_out_is_taken_on_another_connection(strict: Peer) -> None:
     bad = heard(strict, HELLO + big_change("new", 1))
     heard(strict, HELLO + encode_changes("new", 1, [b"1", b"2"]))

@@ -18,14 +18,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from leveldb import open_leveldb
+from leveldb import FakeDB, open_leveldb
 
 import scuttleup
 from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
 from scuttleup.check import check_logs, stray_keys
 from scuttleup.cli import main
-from scuttleup.keys import log_prefix, pack_seq
+from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
+from scuttleup.messages import encode_changes, encode_handshake
 from scuttleup.signing import FIRST_LINK, Signer, is_signed, link_after
 
 Backup = tuple[Path, list[Change]]
@@ -117,6 +118,8 @@ def test_a_copy_without_the_key_is_read_and_relays(backup: Backup) -> None:
         with pytest.raises(ScuttleupError, match=r"secret key .* is not here"):
             logs.append(b"more")
         assert logs.write(later) == 3
+    with pytest.raises(ValueError, match="its secret key is not here"):
+        scuttleup.open(copy, signed=True)
 
 
 def test_a_first_run_killed_after_the_key_was_written_is_a_signed_log(tmp_path: Path) -> None:
@@ -230,6 +233,14 @@ def test_what_another_program_appended_is_noticed_before_more_is_signed(path: Pa
         assert list(check_logs(logs)) == [(logs.id, 2, 2, 1, "2 is not signed by its author")]
 
 
+def test_behind_an_entry_that_nobody_knows_nothing_is_signed(path: Path) -> None:
+    with scuttleup.open(path) as logs:
+        logs.delete(logs.id, 1)
+        logs._store.database.db.delete(DELETED_HASHES + logs.id.encode())
+        with pytest.raises(ScuttleupError, match=r"entry 1 of our own log .* is missing"):
+            logs.append(b"more")
+
+
 def test_a_restored_backup_gets_its_tail_back_and_goes_on(backup: Backup) -> None:
     copy, later = backup
     with scuttleup.open(copy) as logs:
@@ -272,14 +283,30 @@ def test_write_refuses_all_and_replication_keeps_what_came_before(
     assert logs.entry(ID, 4) == b"entry 4"
 
 
-def test_what_was_stored_since_it_was_checked_is_compared_once_more(logs: Scuttleup) -> None:
-    """Two connections bring two branches, and both are checked before either is stored."""
+@pytest.mark.parametrize(("first", "fault"), [(BRANCH, "fork at 5"), (HONEST, None)])
+def test_what_was_stored_since_it_was_checked_is_compared_once_more(
+    logs: Scuttleup, first: list[bytes], fault: str | None
+) -> None:
+    """Two connections bring entries, and both are checked before those of either are stored."""
     refused: dict[str, str] = {}
     proven = logs._store.prove([Run(ID, 1, HONEST)], refused)
-    logs.write(changes(1, BRANCH[:4]))
-    assert logs._store.write_proven(*proven, refused) == 0
-    assert refused == {ID: "fork at 5"}
-    assert stored(logs) == changes(1, BRANCH[:4])
+    logs.write(changes(1, first[:4]))
+    assert logs._store.write_proven(*proven, refused) == (0 if fault else 6)
+    assert refused == ({ID: fault} if fault else {})
+    assert stored(logs) == changes(1, first[:4] if fault else HONEST)
+
+
+def test_verify_is_asked_about_entries_without_their_signatures(db: Any) -> None:
+    seen: list[Change] = []
+
+    def verify(change: Change) -> bool:
+        seen.append(change)
+        return True
+
+    logs = Scuttleup(db, verify=verify)
+    stream = logs.create_replication_stream()
+    stream.receive_data(encode_handshake("far", {}, "sync") + encode_changes(ID, 1, HONEST))
+    assert seen == list(logs.create_read_stream()) != stored(logs)
 
 
 def test_only_signed_leaves_out_what_is_not(tmp_path: Path) -> None:
@@ -342,6 +369,17 @@ def test_whatever_comes_the_longest_honest_prefix_is_taken(actions: list[Any]) -
 
 
 # --- The check of a whole database ---
+
+
+def test_a_check_tells_what_cannot_be_read(db: Any) -> None:
+    Scuttleup(db).write([*changes(1, HONEST), ("plain", 1, b"x")])
+    damaged = FakeDB(db)
+    logs = Scuttleup(damaged)
+    damaged.steps = 5
+    first, second = check_logs(logs)
+    assert (first.peer, first.proven, second.peer, second.entries) == (ID, 5, "plain", 0)
+    assert "is damaged" in first.fault
+    assert "is damaged" in second.fault
 
 
 def test_a_check_tells_gaps_strays_and_entries_of_nobody(
