@@ -16,6 +16,7 @@ import sys
 import weakref
 from asyncio import StreamReader, StreamWriter, Task
 from asyncio.subprocess import PIPE
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -517,6 +518,20 @@ async def test_a_remote_that_takes_nothing_is_dropped(
             await remote.run
 
 
+async def test_a_one_shot_does_not_end_before_the_remote_has_room_for_all(
+    peer: MakeLogs, limit: Limit
+) -> None:
+    """Only then it waits for the end of the remote, and no longer than LINGER."""
+    limit(LINGER=0.05)
+    async with met(peer("us", 1, 60_000), HELLO, sockets=unix, live=False) as remote:
+        await remote.unread(30_000)
+        assert not (await asyncio.wait({remote.run}, timeout=0.3))[0]
+        await remote.handshake()
+        assert len(await remote.changes(1)) == 1
+        remote.end()
+        assert await remote.run == Replicated(1, 0, {})
+
+
 async def test_a_slow_remote_is_not_dropped(peer: MakeLogs, limit: Limit) -> None:
     """It takes longer than the limit for one entry, and never pauses that long."""
     limit(ALIVE=2, PROMISED=1)  # the latter has us look more than once in each pause
@@ -811,14 +826,27 @@ async def test_one_turn_is_64_kib_whatever_there_is(peer: MakeLogs) -> None:
     assert max(len(call.args[1]) for call in spy.call_args_list) == 64 * 1024
 
 
-async def test_connections_take_turns_and_none_is_forgotten(peer: MakeLogs, limit: Limit) -> None:
-    """However little time a round has, everybody gets something."""
+async def test_connections_take_turns_and_none_is_forgotten(
+    peer: MakeLogs, limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little time a round has, somebody has a turn in it, and in the end all have all."""
     limit(ROUND=0)
     server = peer("server")
     clients = [peer(f"client {i}", 50) for i in range(5)]
+    now, turns, receive = 0, Counter[int](), ReplicationStream.receive_data
+
+    def take_turn(stream: ReplicationStream, data: bytes) -> None:
+        turns[now] += 1
+        receive(stream, data)
+
+    monkeypatch.setattr(ReplicationStream, "receive_data", take_turn)
     async with serving(server.replicate) as port:
-        await asyncio.gather(*(connect(client, port, live=False) for client in clients))
+        runs = asyncio.gather(*(connect(client, port, live=False) for client in clients))
+        while not runs.done():
+            now += 1
+            await asyncio.sleep(0)
     assert server.head == {f"client {i}": 50 for i in range(5)}
+    assert max(turns.values()) <= 2, "one before this test in that round, and one after it"
 
 
 if __name__ == "__main__":
