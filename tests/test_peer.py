@@ -90,6 +90,18 @@ async def test_not_live_a_peer_that_is_not_there_is_a_failure(alice: Scuttleup) 
         assert peer.failures == 1
 
 
+async def test_who_never_answers_is_given_up(
+    alice: Scuttleup, tls: Tls, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scuttleup.limits, "CONNECT_SECONDS", 0.1)
+    with socket.create_server(HERE) as silent:
+        address = silent.getsockname()
+        async with Peer(alice, connect=[address], tls=tls, live=False) as peer:
+            await peer.wait()
+            assert peer.failures == 1
+    assert told(caplog, f"{address[1]}: cannot connect: no answer")
+
+
 # --- How it ends ---
 
 
