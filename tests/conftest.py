@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import trustme
 from leveldb import FakeDB, open_leveldb
 
 import scuttleup
-from scuttleup import Scuttleup
+from scuttleup import Scuttleup, cli
 
 LIMIT = 60  # seconds that a coroutine test may take; most take a moment
 
@@ -99,6 +100,16 @@ def new_certificates(tmp_path: Path) -> Callable[[], list[str]]:
         return [f"{folder}/{name}.pem" for name in files]
 
     return make
+
+
+@pytest.fixture
+def command() -> Iterator[Callable[[list[str]], int]]:
+    """The command line, in this process, whose handlers of signals it changes."""
+    names = {"SIGTERM", "SIGPIPE"} & set(dir(signal))
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    yield cli.main
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
 
 
 @contextmanager

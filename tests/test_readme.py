@@ -53,11 +53,13 @@ def test_the_api_by_example_does_what_its_comments_say(
         assert logs.entry("a-friend", 1) == "hi"
 
 
-def test_a_signed_log_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signed_log_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     exec(block("python", containing=SIGNED), {})
     assert len((tmp_path / "signed.db" / "signing.key").read_bytes()) == signing.KEY_BYTES
-    assert cli.main(["--db", "signed.db", "check"]) == 0
+    assert command(["--db", "signed.db", "check"]) == 0
 
 
 async def test_the_files_of_tls_are_what_load_tls_takes(

@@ -24,7 +24,6 @@ import scuttleup
 from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
 from scuttleup.check import check_logs, stray_keys
-from scuttleup.cli import main
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
 from scuttleup.messages import encode_changes, encode_handshake
 from scuttleup.signing import FIRST_LINK, Signer, is_signed, link_after
@@ -383,7 +382,7 @@ def test_a_check_tells_what_cannot_be_read(db: Any) -> None:
 
 
 def test_a_check_tells_gaps_strays_and_entries_of_nobody(
-    logs: Scuttleup, tmp_path: Path, capsys: Any
+    logs: Scuttleup, tmp_path: Path, command: Any, capsys: Any
 ) -> None:
     logs.write([*changes(3, HONEST[2:]), ("plain", 1, b"x"), ("plain", 4, b"y")])
     logs.delete(ID, 8)
@@ -396,7 +395,7 @@ def test_a_check_tells_gaps_strays_and_entries_of_nobody(
         logs._store.database.db.put(key, entry)
     logs.close()
     database = str(tmp_path / "logs.db")
-    assert main(["--db", database, "check"]) == 1
+    assert command(["--db", database, "check"]) == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         f"'{ID}': 7 entries up to number 10, 3 missing, 5 signed by the author: "
