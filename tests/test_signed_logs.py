@@ -25,6 +25,7 @@ from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
 from scuttleup.check import check_logs, stray_keys
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
+from scuttleup.limits import RUN_BYTES
 from scuttleup.messages import encode_changes, encode_handshake
 from scuttleup.signing import FIRST_LINK, Signer, is_signed, link_after
 
@@ -368,6 +369,13 @@ def test_whatever_comes_the_longest_honest_prefix_is_taken(actions: list[Any]) -
 
 
 # --- The check of a whole database ---
+
+
+def test_a_check_finds_a_fork_between_two_reads(db: Any) -> None:
+    one, other = (sealed([start + bytes(RUN_BYTES), b"two"]) for start in (b"one", b"other"))
+    Scuttleup(db).write(changes(1, [one[0]]))
+    db.put(log_prefix(ID) + pack_seq(2), other[1])
+    assert list(check_logs(Scuttleup(db))) == [(ID, 2, 2, 1, "fork at 2")]
 
 
 def test_a_check_tells_what_cannot_be_read(db: Any) -> None:
