@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
-from unittest.mock import DEFAULT, Mock
+from unittest.mock import DEFAULT, AsyncMock, Mock
 
 import psutil
 import pytest
@@ -534,3 +534,23 @@ async def test_an_address_that_it_cannot_listen_on_is_named(
             with pytest.raises(ScuttleupError, match=f"cannot listen on {host}:{port}: ."):
                 async with Peer(alice, listen=(host, port)):
                     pass
+
+
+async def test_of_all_addresses_of_a_name_it_listens_on_each_or_on_none(
+    alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    create = socket.create_server
+
+    def note(*args: Any, **options: Any) -> socket.socket:
+        made.append(create(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(socket, "create_server", note)
+    async with Peer(bob, listen=HERE) as taken:
+        found = [(socket.AF_INET, 0, 0, "", address) for address in (HERE, *taken.addresses)]
+        monkeypatch.setattr(scuttleup.peer, "_resolve", AsyncMock(return_value=found))
+        with pytest.raises(ScuttleupError, match="cannot listen"):
+            async with Peer(alice, listen=HERE):
+                pass
+    assert [listener.fileno() for listener in made] == [-1, -1]
