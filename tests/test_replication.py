@@ -676,6 +676,12 @@ HELLO_OF_MANY = encode_handshake("far", {f"{n:040}": 1 for n in range(10_000)}, 
 HELLO_AND_A_LARGE_ENTRY = HELLO + encode_changes("far", 1, [bytes(1_000_000)])
 
 
+@pytest.mark.parametrize(("live", "limit"), [(True, limits.ALIVE), (False, limits.PROMISED)])
+def test_tick_tells_when_to_call_it_again(us: Peer, live: bool, limit: float) -> None:
+    """Often enough to keep the shortest limit that there is."""
+    assert us.logs.create_replication_stream(live=live).tick(0) == limit / 5
+
+
 def test_a_remote_that_is_silent_at_first_is_lost_after_a_minute(us: Peer) -> None:
     stream = us.logs.create_replication_stream()
     for now in (1000, 1030, 1060):

@@ -25,7 +25,7 @@ from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
 from scuttleup.check import check_logs, stray_keys
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
-from scuttleup.limits import RUN_BYTES
+from scuttleup.limits import MAX_NAMED, RUN_BYTES
 from scuttleup.messages import encode_changes, encode_handshake
 from scuttleup.signing import FIRST_LINK, Signer, is_signed, link_after
 
@@ -100,12 +100,15 @@ def test_a_signed_log_needs_to_be_asked_for_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no modes: its folders' rights count")
 def test_the_key_is_its_owners_alone(tmp_path: Path) -> None:
+    """Also where a first run was killed that had written half of it, in a file of another mode."""
+    key = tmp_path / "a" / "signing.key"
     before = os.umask(0)
     try:
-        scuttleup.open(tmp_path / "a", signed=True).close()
+        key.parent.mkdir()
+        key.with_suffix(".key.new").write_bytes(b"half a key")
+        scuttleup.open(key.parent, signed=True).close()
     finally:
         os.umask(before)
-    key = tmp_path / "a" / "signing.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert len(key.read_bytes()) == 32
 
@@ -413,3 +416,15 @@ def test_a_check_tells_gaps_strays_and_entries_of_nobody(
         *(f"{key!r}: the key of no entry" for key in stray),
     ]
     assert err == f"scuttleup: {database}: 5 faults\n"
+
+
+def test_a_check_names_some_stray_keys_and_counts_all(
+    db: Any, tmp_path: Path, command: Any, capsys: Any
+) -> None:
+    Scuttleup(db)
+    for number in range(MAX_NAMED + 5):
+        db.put(b"c\xc3\xbfus\xc3\xbfstray %d" % number, b"")
+    db.close()
+    assert command(["--db", str(tmp_path / "logs.db"), "check"]) == 1
+    out, err = capsys.readouterr()
+    assert (len(out.splitlines()), "25 faults" in err) == (MAX_NAMED, True)
