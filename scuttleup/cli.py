@@ -11,9 +11,9 @@ acknowledged was not stored.
 `replicate` is a `Peer` in the main thread, with a thread around it for each of stdin, stdout and
 stderr (see `terminal.py`). They share nothing with the peer but the logs. It ends in this order:
 
-1. The peer ends, after a signal, or because of `--once`, or because our own database failed. 2.
-   What was typed until then is appended. It is stored, and sent at the next meeting. 3. What was
-   stored until then is printed.
+1. The peer ends, after a signal, or because of `--once`, or because our own database failed.
+2. What was typed until then is appended. It is stored, and sent at the next meeting.
+3. What was stored until then is printed.
 4. The database is closed.
 
 A second signal ends the process at once, in case the first hangs in a write of LevelDB.

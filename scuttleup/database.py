@@ -315,9 +315,8 @@ def _is_open_here(path: str) -> bool:
     """
     for database in _live_databases():
         if database.refusal is not _FORKED and not database._whole.closed:
-            with suppress(OSError):  # its folder was moved or deleted, or there is none at `path`
-                # An OSError says that one of the two folders is not there, so they are not the
-                # same.
+            # An OSError says that one of the two folders is not there, so they are not the same.
+            with suppress(OSError):
                 if os.path.samefile(path, database.folder):
                     return True
     return False

@@ -38,9 +38,9 @@ closed at once. Descriptors are limited without counting, because the kernel alw
 lowest free number: if no connection keeps a descriptor above a certain number, the numbers above
 it stay free for LevelDB, whatever else the process has open. For those that come the number is
 lower by one for each address in `connect`. Should the process run out of descriptors all the same,
-the acceptor pauses for a tenth of a second. asyncio's own server logs a traceback for each failed
-attempt, many thousand a second, which is why `Peer` does not use it.
-From Python 3.12 on, that server also waits at its end for all who are connected to leave.
+the acceptor pauses for a tenth of a second. `Peer` does not use asyncio's own server, because that
+logs a traceback for each failed attempt, many thousand a second. From Python 3.12 on, it also waits
+at its end until all who are connected have left.
 
 `Peer` prints nothing. It tells what happens to the logger "scuttleup", a line for each event. The
 same event is told at most once a minute and then with a count, so a log file grows by some lines a
@@ -620,10 +620,10 @@ def _reason(error: Exception) -> str:
         return "no answer"
     if isinstance(error, (socket.gaierror, ssl.SSLError)) or not isinstance(error, OSError):
         return str(error)
-    # By its number, because asyncio puts the address, which we have named already, where the words
-    # should be. On Windows `os.strerror` does not know the errors of sockets.
+    # The words come from the number of the error, because asyncio puts the address there, which we
+    # have named already. On Windows `os.strerror` does not know the errors of sockets.
     if sys.platform == "win32" and (number := error.winerror or error.errno):
-        from ctypes import FormatError  # strerror does not know the errors of Windows' sockets
+        from ctypes import FormatError
 
         return FormatError(number)
     return os.strerror(error.errno) if error.errno else str(error)
