@@ -373,8 +373,8 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
                 messages.show(lambda: f"received {printer.received}")
             async with peer:
                 ends = (asyncio.create_task(peer.wait()), asyncio.create_task(over.wait()))
-                # There is a look every second. A signal that came while the process was stopped may
-                # have gone to another thread, and Python handles it when this one wakes.
+                # This wakes up every second. A signal that came while the process was stopped may
+                # have gone to another thread, and Python handles it only when this one wakes.
                 while not any(end.done() for end in ends):
                     await asyncio.wait(ends, timeout=1, return_when=asyncio.FIRST_COMPLETED)
         if errors:

@@ -22,9 +22,9 @@ turns (see `limits`), and before each turn a task asks for it. A turn begins onl
 it, in the same round of the loop and of whatever connection, have taken less than ROUND seconds.
 Else it waits for the next round, in which those come first that have waited longest.
 
-*It is over* when the sender has sent all and nothing is waited for, when the log is closed, or with
-the first error. Then all tasks are cancelled, and all of them have ended before anybody hears of
-it.
+*It is over* when the sender has sent all and nothing is waited for, when the logs are closed, or
+with the first error. Then all tasks are cancelled, and `replicate` returns or raises when all of
+them have ended.
 
 *How it ends.* When all is sent we end our side and keep reading for a while. If we closed with
 something unread, the kernel would reset the connection, and the remote could lose what it had not
@@ -60,7 +60,7 @@ from .replication import Replicated, ReplicationStream, Standstill
 async def replicate(
     make_stream: Callable[..., ReplicationStream], reader: StreamReader, writer: StreamWriter
 ) -> Replicated:
-    """Replicate until all is exchanged, the remote has left, or the log is closed.
+    """Replicate until all is exchanged, the remote has left, or the logs are closed.
 
     `make_stream` is called with `wake` and returns the stream to run. `writer` is closed at the
     end, whatever happens. Returns what was sent, received and left out. For what is raised see
@@ -151,14 +151,14 @@ class _Connection:
         self._ended = False
         # Set when the sender is to look again.
         self._news = asyncio.Event()
-        # Set when the log was closed.
+        # Set when the logs were closed.
         self._closed = asyncio.Event()
         self._round = _Round.of(loop)
         # The stream calls `wake` from any thread, so it goes by way of the loop.
         self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
 
     def _wake(self) -> None:
-        """Look again what there is to send, and whether the log was closed."""
+        """Look again what there is to send, and whether the logs were closed."""
         self._news.set()
         if self.stream.closed:
             self._closed.set()
@@ -205,8 +205,8 @@ class _Connection:
                 del receiver, sender, watcher, closed, task
 
     def _raise_first_error(self, tasks: list[asyncio.Task[object]]) -> None:
-        """Raise the error of the first of `tasks` that has one, unless the log was closed."""
-        # Our own end is nobody's error.
+        """Raise the error of the first of `tasks` that has one, unless the logs were closed."""
+        # What breaks because we have ended is nobody's error.
         if self.stream.closed:
             return
         for task in tasks:

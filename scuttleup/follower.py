@@ -161,7 +161,7 @@ class Follower:
 
     @property
     def closed(self) -> bool:
-        """Whether this follower, or the log, was closed."""
+        """Whether this follower was closed, or the logs were."""
         return self._closed or self._database.refusal is not None
 
     @property

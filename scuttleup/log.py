@@ -263,7 +263,7 @@ class Scuttleup:
         - `mode` "sync" sends and receives changes, "push" only sends, and "pull" only receives.
         - `live`: if it is false, the replication is finished when both sides have what was there.
         - `wake` is called when there is something to send again. It is called from any thread and
-          in the middle of a write, so it must not use the log, but only tell your thread or loop.
+          in the middle of a write, so it must not use the logs, but only tell your thread or loop.
 
         See `ReplicationStream` for what to do with it.
         """

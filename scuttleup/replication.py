@@ -10,8 +10,8 @@ connection. The two directions do not depend on each other: nothing is asked for
 acknowledged.
 
     GREETING ----------> EXCHANGING ----------> FINISHED        from GREETING and EXCHANGING:
-             handshake              nothing left                  the log is closed --> FINISHED
-             of the remote          to send or to                 an error ----------> FAILED
+             handshake              nothing left                  the logs are closed --> FINISHED
+             of the remote          to send or to                 an error ------------> FAILED
              is complete            wait for
 
 *What each side has sent.* In GREETING we send our handshake. In EXCHANGING we send changes if the
@@ -29,10 +29,10 @@ was no progress, because the remote may have deleted what it promised. A live st
 nothing in particular.
 
 *What ends it.* A stream that is not live is finished when it waits for nothing and has sent what
-the remote lacked at the handshake. A live stream goes on until the log is closed or the remote
-ends; from then on it counts as not live. One exception: if the modes let us send but not the
-remote, its end means nothing, because the original then ends its side at once and goes on
-listening.
+the remote lacked at the handshake. A live stream goes on until the logs are closed or the remote
+ends; after the remote's end it counts as not live. There is one exception: if the modes let us send
+but not the remote, its end means nothing, because the original then ends its side at once and goes
+on listening.
 
 *What is wrong with one log harms that log alone.* An entry may be too large, have the number 0, not
 be signed by the author of a signed log, or leave a gap in our own log. Then that log is left out on
@@ -208,7 +208,7 @@ class ReplicationStream:
         self._warnings = _Warnings.of(store)
 
         # What we have to send. Until the remote's handshake is there, and if the modes let us send
-        # nothing, this follower gives nothing and only tells whether the log was closed.
+        # nothing, this follower gives nothing and only tells whether the logs were closed.
         self._follower: Follower | None = store.follow({}, snapshot=False, live=False, wake=wake)
         # What remains to be sent of our handshake.
         self._greeting: Iterator[bytes] | None = self._greet()
@@ -248,7 +248,7 @@ class ReplicationStream:
 
     @property
     def closed(self) -> bool:
-        """Whether the log was closed, or this stream."""
+        """Whether the logs were closed, or this stream."""
         return self._follower is None or self._follower.closed
 
     @property
@@ -260,7 +260,7 @@ class ReplicationStream:
     def finished(self) -> bool:
         """Whether there is nothing more to send or to wait for.
 
-        A live stream is finished only when the remote has ended, or the log was closed.
+        A live stream is finished only when the remote has ended, or the logs were closed.
         """
         if self.closed:
             return True

@@ -184,7 +184,7 @@ class Typist:
         except DatabaseError as error:
             self._fail(error)
         except (ScuttleupError, ValueError, OverflowError) as error:
-            # A line is too long, or the log cannot be appended to. The peer still serves others.
+            # A line is too long, or our log takes no more. The peer still serves others.
             logger.warning("stdin: %s: nothing more is taken", error)
         except OSError:  # there is no stdin
             pass
