@@ -192,8 +192,8 @@ def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: 
     """Decide what the id of our own log is.
 
     `stored` is the id in the database, None in a new one. `id`, `key` and `only_signed` are what
-    the user asked for. In this order: the id of the key, if there is a key and nothing speaks
-    against it; the id that was asked for; the stored one; a random one.
+    the user asked for. It is the first of these that there is: the id of `key`, in a new database
+    or if `id` was given as well; `id`; the stored one; a random one.
 
     Raises ValueError if these do not go together, ScuttleupError if a new log is to be signed and
     PyNaCl is not installed.

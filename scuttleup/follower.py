@@ -47,8 +47,8 @@ Span = tuple[str, int, int]
 class News:
     """The last NEWS spans that were stored, who follows, and who waits for the next one.
 
-    There is one of these for a store. Only `add`, `forget` and the wakers are called by a writer,
-    under the store's lock `writes`. Everything else may be called at the same time by any reader.
+    There is one of these for a store. Only a writer calls `add`, `forget` and `wake`, under the
+    store's lock `writes`. Everything else may be called at any time and from any thread.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class News:
     def forget(self) -> None:
         """Make every live follower start over, because it is not known what was stored.
 
-        The numbers go on behind more spans than are recorded, so each follower has missed some.
+        It leaves out more numbers than are recorded, so each follower has missed some.
         """
         self.end += NEWS + 1
 
@@ -212,8 +212,8 @@ class Follower:
         spans, self._position = self._news.since(self._position)
         if spans is None:
             # The position was taken before and the heads are read only now. What is stored in
-            # between is in both, and `since` leaves it out the second time.
-            # In one go, because it takes 0.1 µs a log here and three times as long one by one.
+            # between is in both, and `since` leaves it out the second time. All heads are compared
+            # at once: that takes 0.1 µs a log, and three times as long if it is done one by one.
             had = self._since.get
             heads = list(self._heads.items())
             spans = [(peer, 0, head) for peer, head in heads if head > had(peer, 0)]

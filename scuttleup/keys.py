@@ -69,11 +69,11 @@ def check_peer(peer: str) -> str:
 
 
 def log_bytes(peer: str) -> int:
-    """How many bytes of our handshake, whose size is limited, the log of `peer` counts for.
+    """How many bytes of our handshake the log of `peer` counts for, of MAX_HANDSHAKE in all.
 
     A short id counts for LOG_BYTES, so that tiny ids cannot make the number of logs unlimited.
     """
-    # Two tags and two lengths, a tag and a number, and the id itself.
+    # The id itself, and at most 12 bytes for two tags, two lengths, a third tag and the number.
     size = (len(peer) if peer.isascii() else len(peer.encode())) + 12
     return size if size > LOG_BYTES else LOG_BYTES
 
@@ -128,7 +128,7 @@ def unpack_seq(digits: bytes) -> int:
     with suppress(ValueError):
         seq = int(digits[2:], 16) + 251
         # Packing it once more is the shortest test of all that can be wrong: the width, the first
-        # byte, and letters that `int` takes but nobody writes.
+        # byte, and characters that `int` takes but `pack_seq` does not write.
         if 250 < seq <= MAX_SEQ and pack_seq(seq) == digits:
             return seq
     raise ValueError(f"not a number of an entry: {digits!r}")

@@ -23,8 +23,8 @@ MAX_ENTRY = MAX_FRAME - 269
 # Bytes of our own handshake. It names every log that we hold, so this also limits the number of
 # logs.
 MAX_HANDSHAKE = MAX_FRAME
-# Bytes that each log counts for in the handshake, at least. This is what a log with a random id
-# takes, so there can be some 400,000 logs.
+# Bytes that each log counts for in the handshake, at least. This is about what a log with a random
+# id takes, so there can be some 400,000 logs.
 LOG_BYTES = 40
 
 # --- How much at once ---
@@ -45,12 +45,12 @@ NEWS = 16 * 1024
 # time, and a change whose entry is too large for us, which is skipped. No honest peer has a reason
 # to send more.
 MAX_SKIPPED = 1024 * 1024 * 1024
-# Bytes that are kept of one field of such a frame. The longest valid digest has 266 bytes.
+# Bytes that are kept of one field of such a frame. The longest valid digest has 264 bytes.
 MAX_FIELD = 1024
 # How many logs one connection remembers as left out, because something was wrong with an entry of
-# theirs. Each takes some 100 to 350 bytes. When there are more, only logs that are here already are
-# taken. A remote gets there only by sending so many bad logs, and with as many good ones it could
-# use up the room in our handshake, too.
+# theirs. Each takes some 100 to 350 bytes. When there are as many, no new log is taken any more.
+# That harms nobody else: a remote gets there only by sending so many bad logs, and with as many
+# good ones it could use up the room in our handshake, too.
 MAX_LEFT_OUT = 100_000
 # How many of these logs are named, each by a warning and a line in `Replicated.refused`. The others
 # are counted.
@@ -72,9 +72,9 @@ ROUND = 0.01
 
 # --- How long a remote is waited for, in seconds ---
 
-# A remote counts as gone after this time if it is silent before its handshake, takes nothing of
-# what we send, has vanished, or leaves a frame unfinished. Without this limit, a stranger could
-# hold up to MAX_FRAME of our memory for ever with half a frame.
+# A remote is given up after this time if it is silent before its handshake, takes nothing of what
+# we send, has vanished, or leaves a frame unfinished. Without this limit, a stranger could hold up
+# to MAX_FRAME of our memory for ever with half a frame.
 ALIVE = 60
 # A frame that is not finished has to grow by this many bytes within ALIVE. That is 1.1 kB/s, less
 # than any usable link has. So a byte now and then is not enough. Whoever wants to hold MAX_FRAME of
@@ -102,4 +102,5 @@ CONNECT_SECONDS = 60
 # Seconds in which the same event is told only once, so that strangers cannot fill a log file.
 TELL_SECONDS = 60
 # How many different events are told within that time. Those of further remotes are told together.
+# Warnings about logs that are left out have the same limit.
 MAX_TOLD = 100

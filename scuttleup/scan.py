@@ -21,8 +21,8 @@ How gaps are found
 
 Entries can be deleted, so a log may lack some numbers. The keys of a log are in order and no two
 are the same. So if n keys were read from number a + 1 on, and the last one has the number a + n,
-then there is no gap, and no other key needs to be looked at. Only if it has another number, every
-key is.
+then there is no gap, and no other key needs to be looked at. If it has another number, there is a
+gap, and every key is looked at.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
     """Read some entries of `peer` above number `after`, up to number `last`.
 
     Returns them, cut into runs without gaps, and the number up to which the log has now been read;
-    that is `last` when there is no more. At most about RUN_ENTRIES entries are read, and no further
-    one once there are RUN_BYTES. Nothing is read that belongs to another log.
+    that is `last` when there is no more. At most about RUN_ENTRIES entries are read, and none after
+    the one with which they have RUN_BYTES. Nothing is read that belongs to another log.
 
     Raises Unreadable, or an error of the binding, if a part of the log cannot be read.
 
@@ -87,8 +87,8 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
             room -= len(entry)
             if room <= 0:
                 break
-        # See "How gaps are found" above. To look at each key would take a fifth of the time. If the
-        # iteration ended early, the next call finds out why.
+        # See "How gaps are found" above. To look at each key as well would take a fifth of the
+        # time. If the iteration ended early, the next call finds out why.
         if key == prefix + pack_seq(after + len(entries)):
             return [Run(peer, after + 1, entries)], after + len(entries)
         # There are gaps, so the same entries are read again, this time with their numbers.

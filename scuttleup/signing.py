@@ -31,12 +31,12 @@ author who signs an entry thereby vouches for everything that it is linked to. S
 the links, which costs a hash for each entry (0.5 µs), and then looks at the signature of the last
 entry alone (55 µs). Where a run ends is decided by the network and means nothing: however an honest
 log is cut, all of it is found honest, and where something is wrong, the same entry is the first.
-(An author who signs an entry that is linked to one with a spoilt signature makes that depend on
-the cut, but only in his own log.)
+There is one exception, and only in an author's own log: if he signs an entry that is linked to one
+with a spoilt signature, then the cut decides whether that one is found honest.
 
-*Why damage costs no honest entry.* Somebody may add an entry of his own, with the right link and a
-signature that is none, to an honest run. Then the signature of the last entry is wrong and says
-nothing about the others, so each one is looked at by itself, from the start.
+*Why damage costs no honest entry.* Somebody may add an entry of his own to an honest run, with the
+right link and a wrong signature. Then the signature of the last entry says nothing about the
+others, so each one is looked at by itself, from the start.
 
 *Why nothing can be moved.* The signature covers the number and the link, and the key is the id. An
 entry is therefore wrong at another number and in another log. An entry of another branch of the
@@ -70,11 +70,11 @@ from .errors import ScuttleupError
 
 # Every signed log has an id that begins like this. An id that does so and is no key is "odd".
 PREFIX = "ed25519."
-# Of a secret key, which is the seed that the signing key is made from, and of a public key.
+# Bytes of a secret key, which is the seed that the signing key is made from, and of a public key.
 KEY_BYTES = 32
-# Of a SHA-256.
+# Bytes of a link, which is a SHA-256.
 LINK_BYTES = 32
-# Of an Ed25519 signature.
+# Bytes of an Ed25519 signature.
 SIGNATURE_BYTES = 64
 # A signed entry ends with the link and then the signature. `check` counts on this order.
 TRAILER_BYTES = LINK_BYTES + SIGNATURE_BYTES
@@ -139,7 +139,7 @@ def strip(stored: bytes) -> bytes:
 
 def link_after(stored: bytes) -> bytes:
     """The link (32 bytes) of the entry that follows `stored`; see `FIRST_LINK` for number 1."""
-    from hashlib import sha256  # here and below: OpenSSL takes 3 ms to load, and few need it
+    from hashlib import sha256  # here and below, because OpenSSL takes 3 ms to load and few need it
 
     return sha256(stored).digest()
 
@@ -249,7 +249,7 @@ def check(run: Run, link: bytes | None) -> Checked:
     linked.append(False)
     proven = linked.index(False)
 
-    # A forged entry is asked about up to three times and costs one look.
+    # The answers are kept, because a forged entry is asked about up to three times.
     @cache
     def authentic(index: int) -> bool:
         return _is_signature(key, first + index, entries[index])
@@ -278,9 +278,9 @@ def _is_signature(key: bytes, seq: int, stored: bytes) -> bool:
     nacl = _nacl()
     if len(stored) < TRAILER_BYTES:
         return False
-    # A view, since an entry may have 16 MiB.
     from hashlib import sha256
 
+    # A view makes no copy of an entry that may have 16 MiB.
     digest = sha256(memoryview(stored)[:-SIGNATURE_BYTES]).digest()
     with suppress(nacl.exceptions.BadSignatureError):
         nacl.bindings.crypto_sign_open(stored[-SIGNATURE_BYTES:] + _signed(seq, digest), key)
