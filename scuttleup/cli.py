@@ -338,7 +338,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     errors: list[Exception] = []
 
     def interrupt(signum: int, frame: object) -> None:
-        # A second one ends the process, in case a write of ours hangs.
+        # A second signal ends the process at once, in case a write of ours hangs.
         signal.signal(signum, signal.SIG_DFL)
         interrupted.set()
         loop.call_soon_threadsafe(over.set)

@@ -77,9 +77,9 @@ async def replicate(
         await _leave(writer)
         return connection.stream.replicated
     finally:
-        # Be rid of the connection at once, unless it is closing and has nothing left to send. When
-        # a pipe, or a socket that had something left, is closed, it no longer knows its event loop,
-        # and to abort it would be an AttributeError. TLS would wait for the remote when it closes.
+        # Drop the connection at once, unless it is closing and has nothing left to send. A pipe
+        # that was closed no longer knows its event loop, nor does a socket that had something left
+        # then. To abort these is an AttributeError. TLS would wait for the remote when it closes.
         if tls or not writer.transport.is_closing() or _unsent(writer):
             writer.transport.abort()
 
@@ -117,7 +117,7 @@ class _Round:
                 if self._waiting[0] is ticket and self._has_time():
                     return
         finally:
-            # Mostly this is the first.
+            # This is quick, because the ticket is mostly the first.
             self._waiting.remove(ticket)
 
     def _has_time(self) -> bool:
@@ -314,7 +314,7 @@ async def _leave(writer: StreamWriter) -> None:
 
 async def _flush(writer: StreamWriter) -> None:
     """Wait until the transport has handed everything to the operating system."""
-    # Only then, because a limit of 0 would stop an idle TLS transport for good.
+    # If nothing is unsent, a limit of 0 would stop a TLS transport for good.
     if _unsent(writer):
         writer.transport.set_write_buffer_limits(0)
         await writer.drain()

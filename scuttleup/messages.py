@@ -1,7 +1,8 @@
 """The frames of the wire, byte for byte those of the original.
 
-A frame is a varint, the length, and as many bytes, a message; one of length 0 is skipped. The
-first message of each side is a Handshake, every later one a Change, in Protocol Buffers (proto2):
+A frame is the length of a message, as a varint, and then the message. A frame of length 0 is
+skipped. The first message of each side is a Handshake, every later one a Change, both in Protocol
+Buffers (proto2):
 
     message Handshake {
       required string id = 1;
@@ -14,9 +15,9 @@ first message of each side is a Handshake, every later one a Change, in Protocol
 
 The source for the encoding is https://protobuf.dev/programming-guides/encoding/. As there, fields
 come in any order, the last one of a kind counts, and unknown fields are skipped. A known number
-with another wire type is unknown, too. Unlike there, these are errors: a seq that is too large for
-its type, text that is not UTF-8, a group (the original refuses it as well), a Change of more than
-1,000 fields, and a Change where the Handshake should be.
+with another wire type is unknown, too. Here, and not there, these are errors: a seq that is too
+large for its type, text that is not UTF-8, a group (the original refuses it as well), a Change of
+more than 1,000 fields, and a Change where the Handshake should be.
 
 For example, peer `foobar`, which has two entries, begins with these two frames. The lengths, the
 tags and the numbers are in hex here:
@@ -48,7 +49,7 @@ read as it comes. A frame begins exactly where the one before has ended, so a `D
 raised an error can never find the next frame: whoever uses it gives up the connection.
 
 Most changes follow the one before in the same log, and most messages have their fields in the usual
-order. Both cases are decoded by a comparison with what they must look like. Everything else takes
+order. Both kinds are decoded by a comparison with what they must look like. Everything else takes
 the general way, one field at a time, which gives the same answer in two to five times the time.
 
 Everything here raises ValueError for what it cannot read. A peer id need not be valid to be read:
@@ -102,7 +103,7 @@ def encode_handshake(id: str, head: Mapping[str, int], mode: str) -> bytes:
 def handshake_pieces(id: str, head: Mapping[str, int], mode: str) -> Iterator[bytes]:
     """The same frame in pieces, so that a long one can be made and sent in turns.
 
-    Each piece but the last has 1,000 digests. The ids have to be valid ones.
+    Each piece but the last has 1,000 digests. The ids have to be valid.
     """
     # What stands before the digests and after them: the id, and the tag and number of the mode.
     before, after = _string(1, id), b"\x18" + _varint(MODES.index(mode) + 1)
@@ -124,8 +125,8 @@ def digests_size(head: Mapping[str, int]) -> int:
     The length of a frame stands before it, so it is needed before anything can be sent. It is
     computed with loops in C as far as possible: 0.06 µs a log, where encoding takes 0.7 µs.
     """
-    # Five bytes more than the peer and the number is right wherever both lengths take one byte.
-    # That is so for each id of up to 57 characters, which are below U+00FF: two bytes at most.
+    # A digest takes five bytes more than the peer and the number where both lengths take one byte.
+    # They do for each id of up to 57 characters, because none of these takes more than two bytes.
     seqs = sum(bytes(map(int.bit_length, head.values())).translate(_VARINT_SIZES))
     size = len("".join(head).encode()) + seqs + 5 * len(head)
     for peer in [peer for peer in head if len(peer) > 57]:
@@ -294,7 +295,7 @@ class Decoder:
         0.4 µs instead of 2 µs. Lengths of one byte or two, the usual ones, are read in line. Where
         anything is unusual this stops, and the general way goes on.
         """
-        # The two bytes that were added at the end of the buffer are not part of it.
+        # The caller has added two bytes at the end of the buffer, which have not come.
         size, limit = len(buffer) - 2, self._max_entry
         for prefix in prefixes:
             length = buffer[pos]

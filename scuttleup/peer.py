@@ -36,8 +36,8 @@ Connections are counted from the moment they are accepted, before the TLS handsh
 of those in `connect` are taken from the start, so strangers cannot occupy them. One too many is
 closed at once. Descriptors are limited without counting, because the kernel always gives out the
 lowest free number: if no connection keeps a descriptor above a certain number, the numbers above
-it stay free for LevelDB, whatever else the process has open. For those that come the number is
-lower by one for each address in `connect`. Should the process run out of descriptors all the same,
+it stay free for LevelDB, whatever else the process has open. For connections that come, that number
+is lower by one for each address in `connect`. If the process runs out of descriptors all the same,
 the acceptor pauses for a tenth of a second. `Peer` does not use asyncio's own server, because that
 logs a traceback for each failed attempt, many thousand a second. From Python 3.12 on, it also waits
 at its end until all who are connected have left.
@@ -405,7 +405,7 @@ class Peer:
     ) -> bool:
         """Replicate until that ends, and return whether the remote was in error.
 
-        `who` is whose events are told apart from those of others: see `_Events`.
+        `who` is the name by which `_Events` tells this remote from others.
         """
         self._connected[writer] = address
         name = _name(address)
@@ -448,10 +448,10 @@ class Peer:
 class _Events:
     """Tells the logger what happened. The same event is told once a minute, with a count.
 
-    The first of its kind is told at once. Those that follow within a minute are counted, and the
-    last of them is told with their number when the minute is over. Two events are the same if they
-    are of one kind and happened with the same remote. The text does not matter, because a stranger
-    chooses much of it. When there are many remotes, the events of the others are told together.
+    Two events are the same if they are of one kind and happened with the same remote. Their text
+    does not matter, because a stranger chooses much of it. The first event is told at once. Those
+    that follow within a minute are counted, and the last of them is told with their number when the
+    minute is over. When there are many remotes, the events of all further ones count as the same.
     """
 
     def __init__(self) -> None:
@@ -464,8 +464,8 @@ class _Events:
     def tell(self, level: int, kind: str, text: str, *, who: str = "") -> None:
         """Tell, or count, an event of this kind.
 
-        `who` is the remote, in so far as it is known. With MAX_TOLD minutes under way, further
-        remotes are told as one.
+        `who` is the remote, or "" where that does not matter. While MAX_TOLD events have a minute
+        under way, all further remotes count as one.
         """
         key = (kind, who if len(self._timers) < MAX_TOLD else "")
         if key in self._timers:
@@ -480,7 +480,7 @@ class _Events:
         self._timers[key] = loop.call_later(TELL_SECONDS, self._end_minute, key, level)
 
     def _end_minute(self, key: tuple[str, str], level: int) -> None:
-        """Tell what was counted, if anything was. Then the next minute begins, else it is over."""
+        """Tell what was counted, and begin the next minute; if nothing was, forget the event."""
         del self._timers[key]
         if key in self._untold:
             count, text = self._untold.pop(key)

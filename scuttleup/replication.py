@@ -39,10 +39,10 @@ be signed by the author of a signed log, or leave a gap in our own log. Then tha
 this connection with everything that follows in it, because what follows would leave a gap here for
 good. `_left_out` remembers such logs; the store, which finds the last two faults, adds to it. A log
 that is not here yet may be one that we cannot take: its id is not valid, there is no room for it,
-or only signed logs are taken. It is left out as well. That need not be remembered, because it is
-found again with each change. Everything else on the connection goes on. A relay sends what it holds
-at every meeting, so if a bad log were an error, a stranger who hands it one could cut it off from
-its peers for good.
+or only signed logs are taken. It is left out as well, and need not be remembered, because the same
+is found again with each of its changes. Everything else on the connection goes on. A relay sends
+what it holds at every meeting. So if a bad log were an error, a stranger who hands a bad log to a
+relay could cut it off from its peers for good.
 
 A ProtocolError is for what cannot be read, for a remote with our own id, for a change that the
 modes forbid, for what `verify` says no to, and for half a frame that does not grow.
@@ -212,7 +212,7 @@ class ReplicationStream:
         self._follower: Follower | None = store.follow({}, snapshot=False, live=False, wake=wake)
         # What remains to be sent of our handshake.
         self._greeting: Iterator[bytes] | None = self._greet()
-        # What remains to be sent of what was taken from the follower.
+        # What remains to be sent of what was made ready to be sent.
         self._outgoing: bytes | memoryview = b""
         # How many changes were handed out, and how many new ones were stored.
         self._sent = self._received = 0
@@ -225,8 +225,8 @@ class ReplicationStream:
         """
         heads = self._store.heads.copy()
         count = len(heads)
-        # An id and a mode take less than 512 bytes. The logs are cut in proportion and measured
-        # again.
+        # An id and a mode take less than 512 bytes. So many logs are kept as would fit if all took
+        # the same number of bytes. Then these are measured again.
         while (size := digests_size(heads)) > limits.MAX_HANDSHAKE - 512:
             heads = dict(islice(heads.items(), len(heads) * (limits.MAX_HANDSHAKE - 1024) // size))
         if len(heads) < count:
@@ -272,9 +272,9 @@ class ReplicationStream:
     def waiting(self) -> bool:
         """Whether a stream that is not live still expects something that the remote promised."""
         heads, promised = self._store.heads, self._promised
-        # A promise that our head has reached is over, no matter who brought the entries. They are
-        # looked at from the last one on, and only as far as they are over, so this costs next to
-        # nothing.
+        # A promise that our head has reached is over, no matter who brought the entries. This looks
+        # at the last promise, and goes on to the one before it only if that is over. So it costs
+        # next to nothing.
         while promised and heads.get(peer := next(reversed(promised)), 0) >= promised[peer]:
             del promised[peer]
         return bool(promised)
@@ -423,7 +423,7 @@ class ReplicationStream:
     def _receive_changes(self) -> None:
         """Take the changes that have come, store them, and leave out the logs that are bad.
 
-        This is flat, because a hostile remote may send a log for each change: some 5,000 in a turn.
+        It calls few functions, because each change may be of another log: some 5,000 in a turn.
         """
         store, since = self._store, self._since
         own, heads, room = store.id, store.heads, store.room
@@ -559,18 +559,18 @@ class ReplicationStream:
         be complete; else this raises ProtocolError. If no handshake begins within ALIVE seconds it
         raises ConnectionLost.
 
-        A stream that is not live gives up what it was promised when for PROMISED seconds none of it
-        came: look at `finished` after this. What counts are promised changes that the remote had
-        not sent before and, since a large one takes its time, each further PROGRESS_BYTES of
-        anything, up to the size of one frame. Nothing counts while something is `unsent`: a remote
-        may well be busy with that.
+        A stream that is not live gives up what it was promised when none of it came for PROMISED
+        seconds: look at `finished` after this. The seconds begin anew with a promised change that
+        the remote had not sent before. Since a large change takes its time, they also begin anew
+        with each further PROGRESS_BYTES of anything, up to the size of one frame. They do not pass
+        while something is `unsent`, because the remote may be busy with that.
         """
         if self.closed:
             return limits.ALIVE
         # How many frames are complete, and how many times PROGRESS_BYTES have come of the next.
         frame = self._decoder.ended, self._decoder.pending // limits.PROGRESS_BYTES
         half = self._remote is None or self._decoder.pending > 0
-        # A mark that is always new, such as the time, says that nothing is waited for.
+        # Where nothing is waited for, the mark is the time, which is always new.
         if self._frame_stands.seconds(frame if half else now, now) > limits.ALIVE:
             self._failed = True
             if self._decoder.pending:

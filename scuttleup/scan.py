@@ -60,8 +60,8 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
     """Read some entries of `peer` above number `after`, up to number `last`.
 
     Returns them, cut into runs without gaps, and the number up to which the log has now been read;
-    that is `last` when there is no more. At most about RUN_ENTRIES entries are read, and none after
-    the one with which they have RUN_BYTES. Nothing is read that belongs to another log.
+    that is `last` when there is no more. At most about RUN_ENTRIES entries are read, and no more of
+    them once they have RUN_BYTES in all. Nothing is read that belongs to another log.
 
     Raises Unreadable, or an error of the binding, if a part of the log cannot be read.
 

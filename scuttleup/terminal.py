@@ -4,8 +4,8 @@ Theory of operation
 ===================
 
 A write to stdout can take for ever: the terminal is stopped with Ctrl-S, a pager shows its first
-page, nobody reads the pipe. A read from stdin usually does. The event loop must wait for neither,
-or no other peer gets a byte meanwhile. So each of the three files has a thread of its own:
+page, nobody reads the pipe. A read from stdin usually takes long. The event loop must wait for
+neither, or no other peer gets a byte meanwhile. So each of the three files has a thread of its own:
 
     `Printer`   a read stream that follows the logs → stdout
     `Messages`  the logger "scuttleup" → a queue → stderr
@@ -64,8 +64,8 @@ MAX_MESSAGES = 1000
 LOOK = 0.2
 # Seconds between two tries to write to a disk that is full.
 RETRY = 1.0
-# At the end, an output that takes nothing for so many seconds is left alone, and so is one that
-# needs more than four times as long.
+# At the end, an output that takes nothing for so many seconds is given up, and so is one that needs
+# more than four times as long in all.
 PATIENCE = 0.5
 
 logger = logging.getLogger("scuttleup")
@@ -166,8 +166,8 @@ class Typist:
         self._stdin = _unbuffered(0, "rb")
         # How many bytes may still be taken once the end has come.
         self._last = LAST_BYTES
-        # A pipe whose reading end becomes readable when the other end is closed: that says that it
-        # is time to end. A thread that sleeps in `select` can be woken by nothing else.
+        # The reading end of this pipe becomes readable when the other end is closed, which says
+        # that it is time to end. Nothing else can wake a thread that sleeps in `select`.
         self._end, self._ender = os.pipe()
         if sys.platform != "win32":
             # Reading in the background is to be an error, and not to stop the whole process.
@@ -205,7 +205,7 @@ class Typist:
                 if self._end in ready:
                     self._last -= len(data)
                 return data
-            # Not ours at present, so look again later, unless the end comes.
+            # The terminal is not ours at present, so look again later, unless the end comes.
             if select([self._end], [], [], LOOK)[0]:
                 return None
 
