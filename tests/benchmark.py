@@ -2,8 +2,8 @@
 
 Ratios say more than seconds: machines differ, and are busy with other things as well. So raw
 plyvel, which is the limit, this package and, where `npm ci` in tests/interop installed it, the
-original take turns at the same work, each time in a fresh database. A ratio is the median of those
-of all turns, a figure the median of ours. Entries are 100 random bytes.
+original take turns at the same work, each time in a fresh database. A ratio is the median of the
+ratios of all turns, and a figure is the median of our own. Entries are 100 random bytes.
 """
 
 from __future__ import annotations
@@ -500,9 +500,10 @@ def beside(turns: list[tuple[float, float]], few: str) -> str:
 def compare(
     turns: int, *measures: Measure | None, folder: Path | None = None
 ) -> tuple[float, float, float]:
-    """Our seconds; and the raw ones and those of the original divided by ours, NaN without.
+    """Our seconds; then those of raw LevelDB and of the original, each divided by ours.
 
-    `measures` are these three. Each works in `folder`, or else in a fresh one at each turn.
+    `measures` are these three; without one its ratio is NaN. Each measure works in `folder`, or
+    else in a fresh one at each turn.
     """
     results: list[list[float]] = [[] for _ in range(turns)]
     for seconds in results:

@@ -61,7 +61,7 @@ def fake(db: Any) -> FakeDB:
 
 @pytest.fixture
 def logs(db: Any) -> Iterator[Scuttleup]:
-    """A log with the id "us" and text entries."""
+    """Logs with the id "us" and text entries, in the LevelDB `db`."""
     logs = Scuttleup(db, id="us", value_encoding="utf-8")
     yield logs
     logs.close()
@@ -69,7 +69,7 @@ def logs(db: Any) -> Iterator[Scuttleup]:
 
 @pytest.fixture
 def new_logs(tmp_path: Path) -> Iterator[Callable[..., Scuttleup]]:
-    """Makes as many logs as a test wants: `new_logs("foobar", value_encoding="utf-8")`."""
+    """Opens as many databases as a test wants: `new_logs("foobar", value_encoding="utf-8")`."""
     made: list[Scuttleup] = []
 
     def make(id: str, **options: Any) -> Scuttleup:
@@ -104,7 +104,7 @@ def new_certificates(tmp_path: Path) -> Callable[[], list[str]]:
 
 @pytest.fixture
 def command() -> Iterator[Callable[[list[str]], int]]:
-    """The command line, in this process, whose handlers of signals it changes."""
+    """Runs a command in this process, and puts back the handlers of signals that it changes."""
     names = {"SIGTERM", "SIGPIPE"} & set(dir(signal))
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     yield cli.main

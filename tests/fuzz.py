@@ -1,4 +1,4 @@
-"""What a hostile remote may send, as much as fits into some seconds, and a look for harm.
+"""Send what a hostile remote may send, for some seconds, and look whether it does harm.
 
     python tests/fuzz.py [seconds]
 
@@ -44,7 +44,7 @@ AUTHOR, OURS = Signer(bytes([1] * 32)), Signer(KEY)
 SIGNED = AUTHOR.seal(1, [b"signed %d" % seq for seq in range(1, 9)], FIRST_LINK)[0]
 BRANCH = AUTHOR.seal(4, [b"branch 4", b"branch 5"], link_after(SIGNED[2]))[0]
 OUR_SIGNED = OURS.seal(1, [b"ours %d" % seq for seq in range(1, 7)], FIRST_LINK)[0]
-# What the peer has that hears all this, of signed logs and of others.
+# What the peer that hears all this has already, of signed logs and of others.
 HAS_SIGNED = [Change(AUTHOR.id, seq, SIGNED[seq - 1]) for seq in (1, 2)]
 HAS = [Change("far", seq, b"theirs %d" % seq) for seq in (1, 2, 5)]
 VALID = encode_handshake("far", {"far": 9}, "sync") + encode_changes("far", 6, [b"valid"])
@@ -54,7 +54,7 @@ IDS += [AUTHOR.id.encode(), OURS.id.encode(), AUTHOR.id.encode()[:-1]]
 
 
 class Target:
-    """Peers that hear an input; each has a part of one LevelDB, which is renewed in time."""
+    """Lets a new peer hear each input. The peers share one LevelDB, until there are too many."""
 
     def __init__(self, folder: str) -> None:
         self.inputs = self.errors = self._streams = 0

@@ -35,7 +35,7 @@ class Result:
 
     @property
     def known(self) -> int:
-        """Of those sent, to the receiver, or to be when it arrives."""
+        """How many of those sent the receiver already had when they arrived."""
         return self.sent - self.lost - self.received
 
 
@@ -95,7 +95,7 @@ class Link:
 
 
 def random_graph(peers: int, rng: random.Random, *, each: int) -> list[tuple[int, int]]:
-    """Everybody calls `each` of those who came before: twice as many links a peer, no island."""
+    """Everybody connects to `each` of those who came before. No peer is left without a link."""
     return [(n, other) for n in range(1, peers) for other in rng.sample(range(n), min(n, each))]
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import pytest
+from readme import ROOT
+from waiting import LIMIT
 
 import scuttleup
 from scuttleup.limits import MAX_ENTRY
@@ -34,10 +36,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 HERE = ("127.0.0.1", 0)
-LIMIT = 30  # seconds, for what should take a moment
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # it hides what is wrong with the last write
-
 
 Result = tuple[int, str, str]  # the exit status, what was printed, what was said on stderr
 
@@ -100,7 +100,7 @@ def listen(*args: str, has: Iterable[str] = (), **options: Any) -> tuple[Command
 
 
 def join(port: int, *args: str, db: str = "b.db", **options: Any) -> Command:
-    """Start bob, or who has another database, and connect to a port."""
+    """Start bob, or whoever has the database `db`, who connects to a port."""
     return Command("--db", db, "replicate", f"127.0.0.1:{port}", *args, **options)
 
 

@@ -35,7 +35,7 @@ from scuttleup import ConnectionLost, DatabaseError, ProtocolError, Replicated, 
 from scuttleup.messages import Decoder, encode_changes, encode_handshake
 from scuttleup.replication import ReplicationStream
 
-# What `replicate` leaves open, Python says when it collects it: here that fails the test.
+# Python warns when it collects what `replicate` has left open. Here a warning fails the test.
 pytestmark = pytest.mark.filterwarnings("error")
 
 Stream = tuple[StreamReader, StreamWriter]
@@ -295,7 +295,7 @@ async def held_up(linked: Any, logs: Scuttleup, says: bytes, **options: Any) -> 
 async def test_close_gives_a_slow_remote_some_time_to_take_what_was_sent(
     peer: MakeLogs, limit: Limit, linked: Any, taken: bool
 ) -> None:
-    """It gets the end then."""
+    """A remote that takes it in time also gets the end of the connection."""
     limit(LINGER=NEVER if taken else 0.05)
     logs = peer("us", 2_000, 10_000)
     async with linked() as streams:
@@ -690,7 +690,6 @@ async def test_a_closed_log_does_not_keep_the_connection(peer: MakeLogs) -> None
 
 # --- Bad peers, a full disk, and memory -----------------------------------------------------------
 
-
 # The tests of the protocol have more.
 BAD = {
     "HTTP": HTTP,
@@ -795,7 +794,7 @@ async def test_nothing_is_left_to_the_garbage_collector(fake: FakeDB, end: str) 
             await asyncio.wait({remote.run}, timeout=SOON)
             assert remote.run.cancelled() or bool(remote.run.exception()) == (end != "closed")
         del remote
-        fake.before = None  # an error, which has the frames
+        fake.before = None  # the error, whose traceback has the frames
         await asyncio.sleep(0)
         assert streams() == before
     finally:
@@ -819,7 +818,7 @@ def test_an_event_loop_that_is_over_is_not_kept(peer: MakeLogs) -> None:
 async def test_one_turn_is_64_kib_whatever_there_is(peer: MakeLogs) -> None:
     receive = ReplicationStream.receive_data
     with patch.object(ReplicationStream, "receive_data", autospec=True, side_effect=receive) as spy:
-        async with met(peer()) as remote:  # whose run begins when the remote is waited for
+        async with met(peer()) as remote:  # its run begins at the next `await`
             remote.stream[0].feed_data(HELLO + encode_changes("them", 1, [bytes(1000)] * 1000))
             remote.end()
             assert await remote.run == Replicated(0, 1000, {})

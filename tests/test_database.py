@@ -1,4 +1,4 @@
-"""One door to a database: what `open` makes, opens and refuses, closing, and errors in words."""
+"""`open` and `close`: what is made, opened and refused, who may close, and errors in words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OpenLogs = Callable[..., AbstractContextManager[Scuttleup]]
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
-    """What lies under `folder`. LevelDB's own diary and lock apart: they hold nothing of ours."""
+    """What lies under `folder`, but for LevelDB's diary and lock, which hold nothing of ours."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -44,7 +44,7 @@ def repeat(use: Callable[[], object]) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Be somebody whom permissions bind, which they do not bind root."""
+    """Be somebody whom permissions bind. They do not bind root."""
     before = os.geteuid()
     if not before:
         os.seteuid(65534)  # nobody
@@ -128,7 +128,7 @@ def test_every_first_run_that_was_killed_leaves_a_database_that_opens(tmp_path: 
 
 
 def exactly(path: object, reason: str) -> str:
-    """The pattern of that message, whole."""
+    """The pattern of a whole message: the path and the reason, which may be a pattern itself."""
     return f"^{re.escape(str(path))} {reason}$"
 
 
@@ -147,7 +147,7 @@ DAMAGED: list[tuple[Callable[[Path], object], str]] = [
 def test_a_damaged_database_loses_nothing_more(
     database: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
-    """LevelDB would make an empty one over it, if told to create what is missing."""
+    """If told to create what is missing, LevelDB would make an empty database over it."""
     whole = shutil.copytree(database, database.with_name("whole.db"))
     damage(database)
     before = files(database)
@@ -278,7 +278,7 @@ def on_signal(handler: Callable[[], object]) -> Iterator[None]:
 
 
 def signal_main_thread(begun: Event) -> None:
-    """Raised in this thread, it would be handled only when the other one wakes by itself."""
+    """If this thread raised it, it would be handled only when the main thread wakes by itself."""
     begun.wait(LIMIT)
     if sys.platform == "win32":
         signal.raise_signal(signal.SIGTERM)
@@ -291,7 +291,7 @@ def signal_main_thread(begun: Event) -> None:
 def test_closing_is_safe_whoever_is_reading_or_writing(
     path: Path, use: Callable[[Scuttleup], object], closer: str, open_logs: OpenLogs
 ) -> None:
-    """It used to end the process. Each stream and each thread gets an error and no false end."""
+    """The bindings alone would crash the process. Here each thread gets an error that says why."""
     if closer == "a signal handler" and sys.gettrace():
         pytest.skip("traced, CPython 3.11 can loop while a signal waits for the main thread")
     with scuttleup.open(path, id="us") as logs:
@@ -314,7 +314,7 @@ def test_closing_is_safe_whoever_is_reading_or_writing(
 
 
 def test_closing_waits_for_logs_being_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The LevelDB of both is closed next."""
+    """Both use one LevelDB, which its owner closes next."""
     with scuttleup.open(path) as logs:
         logs.write((f"peer {number}", seq, b"") for number in range(3000) for seq in (1, 2))
     begun = Event()

@@ -84,7 +84,6 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
 
 # --- Refused by the disk, or interrupted ----------------------------------------------------------
 
-
 WRITES: dict[str, Callable[[Scuttleup], object]] = {
     "append": lambda logs: logs.append("refused"),
     "extend": lambda logs: logs.extend(["refused", "too"]),
@@ -96,7 +95,7 @@ WRITES: dict[str, Callable[[Scuttleup], object]] = {
 
 
 def drain(logs: Scuttleup, stream: Iterator[Change]) -> list[Change]:
-    """What a live stream has up to a new last entry of each log, written for that."""
+    """Write one more entry to each log, and return what a live stream gives up to these."""
     ends = {logs.append("end")}
     ends |= {Change(peer, seq + 1, "end") for peer, seq in logs.head.items() if peer != logs.id}
     logs.write(ends)
@@ -195,7 +194,7 @@ def test_ctrl_c_again_while_the_log_recovers_from_one_gives_no_number_twice(
 ) -> None:
     logs = Scuttleup(fake, id="us", value_encoding="utf-8")
     acknowledged: list[Change] = []
-    for moment in range(500):  # more of them if the way to recover is longer each time
+    for moment in range(500):  # as many are reached only if each recovery is longer than the last
         setattr(fake, when, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             logs.append("first")
@@ -353,7 +352,7 @@ def records(journal: bytes) -> Iterator[list[int]]:
 
 
 def record_taken_for_cut_off(journal: bytes, at: int, mask: int) -> int | None:
-    """The one thing that LevelDB cannot see: which record a flip hides with all that follow it.
+    """The number of the record that a flip hides with all that follow it; None if it hides none.
 
     In the last block of a journal, if that is not full, a record whose length points behind the
     end of the file is what a crash in the middle of a write leaves. LevelDB leaves it out without
@@ -405,7 +404,10 @@ def tables(tmp_path: Path) -> tuple[Path, list[Change]]:
 
 
 def try_flips(file: Path, step: int, left: Sequence[list[Change] | None]) -> None:
-    """Flip bytes of a journal, and each length: that is an error or leaves `left` of its record."""
+    """Flip bits in every `step`th byte of a journal, and in each length in it.
+
+    Each flip has to be an error, or to leave what `left` has for the record that it hides.
+    """
     journal = file.read_bytes()
     assert len([*records(journal)]) == len(left)
     choose = random.Random(3)
@@ -449,7 +451,7 @@ def test_a_flipped_bit_in_a_table_is_an_error_or_harmless(
 
 
 def test_a_flipped_bit_in_the_id_is_an_error_without_paranoid_checks_too(tmp_path: Path) -> None:
-    """It would be another peer's."""
+    """It would be the id of another peer."""
     path = tmp_path / "logs.db"
     with open_leveldb(path) as db:
         Scuttleup(db, id="abc")
@@ -487,8 +489,7 @@ def test_a_bit_that_flips_while_the_log_is_open_gives_no_wrong_entry_and_no_shor
     [table] = (tmp_path / "logs.db").glob("*.ldb")
     end = table.read_bytes().index(changes[-1].entry) + 80
     assert list(logs.create_read_stream()) == changes
-    # In the last block, too, where the end of the entries is what a plain loop would see, and in
-    # its checksum.
+    # Also in the last block and in its checksum, where a plain loop would just end earlier.
     for at in [0, *choose.sample(range(end), 40), end - 2000, end - 1, end + 12]:
         mask = choose.randrange(1, 256)
         flip_byte(table, at, mask)

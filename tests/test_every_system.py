@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from readme import ROOT
 from waiting import LIMIT
 
 import scuttleup
-
-ROOT = Path(__file__).parent.parent
 
 Run = Callable[..., str]
 Start = Callable[..., Any]  # a Popen whose files are pipes of text

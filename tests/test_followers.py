@@ -57,7 +57,7 @@ class Reader:
 
 
 class Followers(RuleBasedStateMachine):
-    """`ever` has all that was ever stored, `here` what was not deleted, `doubt` what may be."""
+    """`ever` is all that was ever stored, `here` what is not deleted, `doubt` what may be there."""
 
     @initialize()
     def create(self) -> None:
@@ -92,7 +92,7 @@ class Followers(RuleBasedStateMachine):
         fault=st.sampled_from([None, None, None, "before", "after"]),
     )
     def write(self, runs: list[tuple[str, int, int]], entry: bytes, fault: str | None) -> None:
-        """Runs of a peer, after a gap, of a length; and what LevelDB makes of them."""
+        """Write runs, each of a peer, after a gap, of a length; a `fault` of LevelDB stops it."""
         self.settle()
         heads = {peer: self.head(peer) for peer in PEERS}
         batch = []

@@ -87,7 +87,6 @@ def test_a_number_is_checked_against_both_ends(seq: int) -> None:
 
 # --- Encodings ---
 
-
 BINARY, UTF8, JSON = map(find_encoding, ("binary", "utf-8", "json"))
 
 
@@ -141,7 +140,7 @@ def test_a_number_that_json_does_not_have_is_refused(number: float) -> None:
 
 
 NO_JSON = [b"", b"{", b"'a'", b"1 2", b"\xff", b"NaN", b"-Infinity"]
-NO_JSON += [b"[" * 200_000]  # Any peer can write it. A RecursionError would end who reads it.
+NO_JSON += [b"[" * 200_000]  # any peer can send it, and a RecursionError would end its reader
 
 
 @pytest.mark.parametrize("text", NO_JSON, ids=lambda text: str(text[:9]))

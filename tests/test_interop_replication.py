@@ -113,7 +113,7 @@ def entries(database: Any, peer: str = "") -> dict[bytes, bytes]:
 
 
 def all_entries(node: Node, db: Any) -> int:
-    """How many entries both have in the end, who must have the same. It closes Node's database."""
+    """Check that both have the same entries, and return how many. Closes Node's database."""
     node.close()
     assert entries(db) == entries(contents(node.path))
     return len(entries(db))
@@ -224,7 +224,7 @@ async def test_a_relay_that_was_handed_bad_logs_still_brings_all_others(
         for meeting in range(2):
             async with connected(node, logs, ours=ONE_SHOT) as replication:
                 result = await replication
-            # It takes that of the id with U+00FF for one of "no", too.
+            # Node takes the entry under the id with U+00FF for one of the log "no", too.
             assert result.received == (11 if meeting == 0 else 0)
             assert result.refused.keys() >= {"x" * 64 + "…", beyond, "large", "us"}
     finally:

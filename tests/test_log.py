@@ -360,7 +360,6 @@ def test_the_database_stays_open_when_the_log_is_closed(logs: Scuttleup, db: Any
 
 # --- Wrong input ---
 
-
 WRONG_PEERS = ["", "\xff", "a\xffb", "a\u0100", "😀", "\ud800", "x" * 256, "é" * 128]
 
 # The id, the number, and the error for that one of the two which is wrong.

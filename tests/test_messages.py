@@ -128,9 +128,9 @@ entries = st.binary(max_size=12) | st.sampled_from([115, 127, 128, 300, 16383, 1
 edges = [1, *(2**bits - less for bits in (7, 14, 21, 28) for less in (0, 1)), MAX - 1, MAX]
 seqs = st.integers(0, MAX) | st.sampled_from(edges)
 heads = st.dictionaries(texts, seqs, max_size=4)
-# Of pieces in which bytes come.
+# The sizes of the pieces in which bytes come.
 sizes = st.lists(st.integers(1, 9) | st.integers(1, 2000), min_size=1)
-# Of bytes, by their place.
+# New values for bytes, by the place of each.
 alterations = st.dictionaries(st.integers(0), st.integers(0, 255), max_size=4)
 # A tag or a length is one of 32 bits: five bytes at most.
 widths = st.just(1) | st.integers(1, 5)
@@ -277,7 +277,6 @@ def test_a_digest_near_the_usual_one_is_read_as_protobuf_does(digest: bytes) -> 
 
 
 # --- Where we are stricter than protobuf ----------------------------------------------------------
-
 
 # Each reads the fields of a peer and a number: in a change, in a digest, in a handshake.
 READS: list[Read] = [
@@ -470,7 +469,7 @@ def test_a_frame_of_16_mib_is_kept_and_a_larger_one_is_not() -> None:
 
 
 def test_an_id_without_an_end_is_cut_off() -> None:
-    """It is too long to be one, and that is all that is wanted of it. Here in half a character."""
+    """All that has to be known of it is that it is too long. Here the cut is within a character."""
     long = string(1, ("a" + "ü" * 10_000).encode())
     peer, seq, entry = decode_change(long + b"\x10\x01\x1a\x01x")
     assert (len(peer), peer[:4], seq, entry) == (513, "aüüü", 1, b"x")
@@ -486,7 +485,7 @@ def test_a_handshake_is_the_same_however_it_is_cut(message: bytes, sizes: list[i
 
 
 def test_a_handshake_of_many_logs_is_read_as_it_comes() -> None:
-    """A part of it is never kept, and its digests are there before its end."""
+    """No large part of it is ever kept, and its digests are there before its end."""
     head = {f"{seq:032}": seq for seq in range(1, 20_001)}
     decoder = Decoder()
     found: dict[str, int] = {}

@@ -181,7 +181,6 @@ def test_since_takes_any_mapping_and_keeps_none_of_it(logs: Scuttleup) -> None:
 
 # --- Deleted entries ---
 
-
 R = RUN_ENTRIES
 GONE: list[Iterable[int]] = [
     *([1], [1000], [500], [1, 2, 3, 998, 999, 1000], [R, R + 1, 3 * R]),
@@ -413,7 +412,7 @@ async def test_reads_never_hold_the_event_loop(db: Any, peers: int, length: int,
     stream = Scuttleup(db, id="us").create_read_stream()
     ticking = asyncio.ensure_future(tick())
     await asyncio.sleep(0)
-    # It keeps none: the garbage collector's looks through all that is kept would be timed too.
+    # The changes are counted and not kept, because the garbage collector would look through them.
     count = 0
     async for _ in stream:
         count += 1
@@ -475,7 +474,7 @@ def test_an_event_loop_that_is_gone_does_not_break_append(logs: Scuttleup) -> No
     logs.write([Change("other", 1, "x")])
     assert list(logs.create_read_stream()) == [Change("other", 1, "x"), *changes]
     stream.close()
-    # It can never be finished; say nothing about it.
+    # This task can never finish, and asyncio is not to warn of that.
     waiting._log_destroy_pending = False  # type: ignore[attr-defined]
 
 

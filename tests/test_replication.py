@@ -887,7 +887,7 @@ def test_a_mesh_whose_links_are_cut_anywhere_comes_to_the_same_logs_and_to_rest(
     pump(*ring)
     for peer in peers:
         append_next(peer)
-    pump(*ring)  # else it would go around for ever
+    pump(*ring)  # this ends only if nothing goes around for ever
 
     union = {key: entry for peer in peers for key, entry in peer.entries.items()}
     assert union == {(peer, seq): entry_of(peer, seq) for peer, seq in union}

@@ -253,7 +253,7 @@ def test_a_restored_backup_gets_its_tail_back_and_goes_on(backup: Backup) -> Non
 
 
 def test_an_append_that_failed_leaves_no_link_for_what_comes_instead(backup: Backup) -> None:
-    """Be that an entry of ours which comes back, or the next one that we append."""
+    """That may be an entry of ours which comes back, or the next one that we append."""
     copy, later = backup
     with scuttleup.open(copy, max_entry=1000) as logs:
         for comes_back in later[:1], []:
@@ -329,8 +329,8 @@ SPOIL: dict[str, Callable[[bytes], bytes]] = {
     "replace": lambda entry: HONEST[9],
 }
 NUMBERS, LOGS = st.integers(1, 8), st.sampled_from([HONEST, BRANCH])
-# Some of one branch, from one number to another, in two runs, and spoilt from some number on; with
-# 9 it is not.
+# The branch, the first and the last number of what comes of it, where that is cut into two runs,
+# from which number on it is spoilt, and how. If that number is 9, nothing is spoilt.
 SPOILT = st.just(9) | NUMBERS
 PIECES = st.tuples(LOGS, NUMBERS, NUMBERS, NUMBERS, SPOILT, st.sampled_from([*SPOIL]))
 

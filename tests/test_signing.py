@@ -222,8 +222,8 @@ def test_the_link_alone_tells_what_cannot_follow() -> None:
 
 
 # What stands for the eight points of small order, some of them in two ways, and once more with the
-# sign bit set. With such a key, a signature that anyone can write down fits every eighth entry at
-# least, for whoever does not look out: OpenSSL does not.
+# sign bit set. Where such a key is not refused, and OpenSSL does not refuse it, one signature that
+# anyone can write down fits at least every eighth entry.
 P = 2**255 - 19
 OF_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 SMALL_ORDER = [0, 1, P - 1, P, P + 1, OF_ORDER_8, P - OF_ORDER_8]

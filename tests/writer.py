@@ -1,7 +1,7 @@
 """Append to the database that is the first argument, in as many threads as the second says.
 
-It never ends: `test_durability.py` kills it. It prints a line for each call that returned, its
-first and last number and its tag; the entries are `tag i/n`, number i of the n of that call.
+It never ends: `test_durability.py` kills it. It prints a line for each call that returned: the
+first number, the last number and the tag. The entries are `tag i/n`: number i of the n of a call.
 """
 
 from __future__ import annotations
