@@ -114,13 +114,23 @@ def entries(database: str = "logs.db") -> list[str]:
         return [change.entry for change in logs.create_read_stream()]
 
 
+def wait_until_stored(entry: str) -> None:
+    """Wait until a running peer has written `entry` to a journal of LevelDB."""
+    end = time.monotonic() + LIMIT
+    while not any(entry.encode() in log.read_bytes() for log in Path("logs.db").glob("*.log")):
+        assert time.monotonic() < end, entry
+
+
+# --- append, read, head ---
+
+
 def test_the_database_is_named_before_the_command_or_after_it() -> None:
     assert run("--db", "our.db", "append", "x") == (0, "", "")
     assert run("append", "--db", "our.db", "y") == (0, "", "")
     assert entries("our.db") == ["x", "y"]
 
 
-def test_append_takes_the_lines_of_stdin_the_last_one_without_an_end_too() -> None:
+def test_append_takes_the_lines_of_stdin_and_the_last_one_needs_no_end() -> None:
     lines = ["a", "", *(f"line {n}" for n in range(100_000))]
     assert run("append", stdin="\n".join(lines)) == (0, "", "")
     assert entries() == lines
@@ -130,6 +140,22 @@ def test_a_line_longer_than_an_entry_is_refused_and_those_before_it_are_kept() -
     status, _, err = run("append", stdin="first\n" + "x" * (MAX_ENTRY + 1))
     assert (status, err) == (1, f"scuttleup: a line is longer than {MAX_ENTRY} bytes\n")
     assert entries() == ["first"]
+
+
+def test_append_that_is_interrupted_is_status_130_and_keeps_whole_lines() -> None:
+    appender = Command("append")
+    appender.stdin.write("one\ntw")
+    wait_until_stored("one")
+    assert appender.end(signal.SIGINT)[0] == 130
+    assert entries() == ["one"]
+
+
+def test_an_argument_that_is_no_text_is_appended_byte_for_byte() -> None:
+    """By the console script, too."""
+    script = [Path(sys.executable).with_name("scuttleup")]
+    for program in [sys.executable, "-m", "scuttleup"], script:
+        subprocess.run([*program, "append", b"\xff"], env=ENVIRONMENT, check=True)
+    assert entries() == ["\ufffd"] * 2
 
 
 def test_read_as_json_has_base64_for_what_is_no_text() -> None:
@@ -171,7 +197,7 @@ NO_HEADS = {"list": "[]", "text": '{"a": "b"}', "deep": "[" * 100_000, "half": "
         ("replicate --listen 0 --tls-cert= --tls-key= --tls-ca=", "certificates"),
     ],
 )
-def test_trouble_is_one_line_and_status_1(args: str, complaint: str) -> None:
+def test_what_goes_wrong_is_told_in_one_line_with_status_1(args: str, complaint: str) -> None:
     for name, text in NO_HEADS.items():
         Path(name).write_text(text, encoding="latin-1")
     status, out, err = run(*args.split())
@@ -198,6 +224,39 @@ def test_wrong_arguments_are_status_2(args: str) -> None:
     assert not Path("logs.db").exists()
 
 
+@pytest.mark.parametrize("command", ["append", "read", "head", "replicate"])
+def test_the_help_of_a_command_says_what_it_does_and_how_it_ends(command: str) -> None:
+    status, out, err = run(command, "--help")
+    assert (status, err) == (0, "")
+    assert re.search(r"^(Append|Print|Exchange) .*\.$", out, re.MULTILINE)
+    assert "Exit status: 0" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "closed", "status"),
+    [
+        ("append", [0], 0),
+        ("read", [1], 0),
+        ("read --since missing", [2], 1),
+        ("read", [0, 1, 2], 0),
+    ],
+)
+def test_a_stdin_or_output_that_is_closed_is_no_file_of_the_database(
+    command: str, closed: list[int], status: int
+) -> None:
+    """LevelDB would open a file of its own in its place, and we would read or write that."""
+    run("append", "x")
+    result = run(*command.split(), preexec_fn=lambda: list(map(os.close, closed)))
+    assert result == (status, "", "")
+    assert entries() == ["x"]
+    for file in Path("logs.db").iterdir():
+        assert b"{peer: " not in file.read_bytes()
+        assert b"scuttleup: " not in file.read_bytes()
+
+
+# --- replicate ---
+
+
 @pytest.mark.parametrize(("mode", "sent", "received"), [("", 1, 3), ("push", 1, 0), ("pull", 0, 3)])
 def test_once_exchanges_what_is_there_and_says_how_much(
     mode: str, sent: int, received: int
@@ -214,15 +273,53 @@ def test_once_exchanges_what_is_there_and_says_how_much(
     assert err.endswith(f"scuttleup: sent {received}, received {sent}\n")
 
 
-def test_once_shows_progress_on_a_terminal() -> None:
-    _, port = listen(has="123")
-    ours, theirs = pty.openpty()
-    once(port, stderr=theirs)
-    os.close(theirs)
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
-    assert "received 0\r" in shown
-    assert "sent 0, received 3" in shown
+def test_once_ends_when_all_have_been_met_and_not_with_the_first_that_comes() -> None:
+    with socket.create_server(HERE) as silent:
+        alice, port = listen("--once", f"127.0.0.1:{silent.getsockname()[1]}")
+        run("--db", "b.db", "append", "x")
+        assert once(port)[0] == 0
+        assert "x" in alice.stdout.readline()
+        remote, _ = silent.accept()
+        with remote:
+            remote.sendall(encode_handshake("them", {}, "sync"))
+            remote.shutdown(socket.SHUT_WR)
+            while remote.recv(1 << 16):
+                pass
+        assert alice.result()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("sends", "status"),
+    [
+        (encode_changes("them", 2, [b"two", b"three"]), 0),
+        (encode_changes("them", 2, [b"two"]) + b"\x10half", 1),
+        (encode_changes("b\u00ffd", 1, [b"is left out"]) + encode_changes("them", 2, [b"two"]), 1),
+    ],
+    ids=["all", "half a frame", "a log that is none"],
+)
+def test_what_an_exchange_brought_is_counted_and_the_status_tells_whether_it_was_all(
+    sends: bytes, status: int
+) -> None:
+    with socket.create_server(HERE) as server:
+        peer = join(server.getsockname()[1], "--once")
+        remote, _ = server.accept()
+        with remote:
+            remote.sendall(encode_handshake("them", {"them": 4}, "sync"))
+            remote.sendall(encode_changes("them", 1, [b"one"]) + sends)
+            assert "one" in peer.stdout.readline()
+            assert "two" in peer.stdout.readline()
+            remote.shutdown(socket.SHUT_WR)
+            found, _, err = peer.result()
+    assert found == status
+    assert ("is left out" in err) == (b"is left out" in sends)
+    assert err.endswith(f"scuttleup: sent 0, received {2 + (not status)}\n")
+
+
+def test_once_that_is_interrupted_is_status_130() -> None:
+    with socket.create_server(HERE) as silent:
+        peer = join(silent.getsockname()[1], "--once")
+        peer.stderr_line("connected")
+        assert peer.end(signal.SIGINT) == (130, "", "scuttleup: sent 0, received 0\n")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -246,6 +343,14 @@ def test_the_lines_of_a_file_are_appended_as_if_they_were_typed() -> None:
     assert "two" in bob.stdout.readline()
 
 
+def test_an_endless_input_does_not_keep_it_from_ending() -> None:
+    with subprocess.Popen("yes", stdout=subprocess.PIPE) as yes:
+        peer, _ = listen(stdin=yes.stdout)
+        assert peer.end()[0] == 0
+        yes.kill()
+    assert set(entries("a.db")) == {"y"}
+
+
 def test_where_nothing_can_be_typed_it_only_prints() -> None:
     with open("only for writing", "w") as no_input:
         alice, port = listen(stdin=no_input)
@@ -264,33 +369,53 @@ def test_a_line_that_is_too_long_is_told_and_the_peer_goes_on() -> None:
     assert "still there?" in alice.stdout.readline()
 
 
-def allow_1_mib_a_file() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+def test_a_remote_that_leaves_in_the_middle_does_not_end_us() -> None:
+    """A write to it is a broken pipe, as `head` makes one of our output."""
+    alice, port = listen(has=["x" * 1000] * 20_000)
+    with socket.create_connection(("127.0.0.1", port)) as remote:
+        remote.sendall(encode_handshake("stranger", {}, "pull"))
+        remote.shutdown(socket.SHUT_WR)
+        remote.recv(1000)
+    alice.stderr_line("the connection broke")
+    status, out, _ = once(port)
+    assert (status, out.count("\n")) == (0, 20_000)
+    alice.stderr_line(": gone")
+    assert alice.end() == (0, "", "")
 
 
-FULL = "scuttleup: .\\.db cannot be used: .*File too large; .*open it again\n"
+def test_with_certificates_strangers_are_kept_out(
+    new_certificates: Callable[[], list[str]],
+) -> None:
+    cert, key, ca = new_certificates()
+    tls = [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-ca={ca}"]
+    _, port = listen(*tls, has=["secret"])
+    assert once(port)[:2] == (1, "")
+    status, out, _ = once(port, *tls)
+    assert status == 0
+    assert "secret" in out
 
 
-def test_a_full_disk_while_typing_is_one_line_and_status_1() -> None:
-    alice, _ = listen(preexec_fn=allow_1_mib_a_file)
-    alice.type("fits")
-    alice.type("x" * 2_000_000)
-    status, _, err = alice.result()
-    assert status == 1
-    assert re.fullmatch(FULL, err)
-    assert entries("a.db") == ["fits"]
+def test_idle_strangers_take_no_descriptor_that_leveldb_needs() -> None:
+    alice, port = listen(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    bob = join(port)
+    bob.type("first")
+    assert "first" in alice.stdout.readline()
+    with contextlib.ExitStack() as crowd:
+        for _ in range(80):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        alice.stderr_line("too many")
+        for n in range(600):  # 6 MB, so that LevelDB makes new files
+            bob.type(f"{n:010000}")
+        for n in range(600):
+            assert f"{n:010000}" in alice.stdout.readline()
+    # They have left, so others are served.
+    assert once(port, db="c.db")[1].count("\n") == 601
+    status, _, err = alice.end()
+    assert status == 0
+    assert len(err) < 1000
 
 
-def test_a_full_disk_while_receiving_is_one_line_and_status_1() -> None:
-    _, port = listen(has=["x" * 2_000_000])
-    bob = join(port, preexec_fn=allow_1_mib_a_file)
-    bob.stderr_line("connected")
-    status, out, err = bob.result()
-    assert (status, out) == (1, "")
-    assert re.fullmatch(FULL, err)
-
-
-# --- Outputs that are slow, full or closed ---
+# --- Outputs and disks that are slow, full or closed ---
 
 
 def fill(command: Command) -> None:
@@ -358,96 +483,37 @@ def test_once_that_could_not_print_is_status_1() -> None:
     assert "scuttleup: stdout: No space left on device\n" in err
 
 
-def test_a_full_disk_for_the_output_is_one_line_and_status_1() -> None:
+def test_read_to_a_full_disk_is_one_line_and_status_1() -> None:
     run("append", "x")
     with open("/dev/full", "w") as full:
         status, _, err = run("read", stdout=full)
     assert (status, err) == (1, "scuttleup: [Errno 28] No space left on device\n")
 
 
-def test_once_that_is_interrupted_is_status_130() -> None:
-    with socket.create_server(HERE) as silent:
-        peer = join(silent.getsockname()[1], "--once")
-        peer.stderr_line("connected")
-        assert peer.end(signal.SIGINT) == (130, "", "scuttleup: sent 0, received 0\n")
+def allow_1_mib_a_file() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
 
 
-def test_once_ends_when_all_have_been_met_and_not_with_the_first_that_comes() -> None:
-    with socket.create_server(HERE) as silent:
-        alice, port = listen("--once", f"127.0.0.1:{silent.getsockname()[1]}")
-        run("--db", "b.db", "append", "x")
-        assert once(port)[0] == 0
-        assert "x" in alice.stdout.readline()
-        remote, _ = silent.accept()
-        with remote:
-            remote.sendall(encode_handshake("them", {}, "sync"))
-            remote.shutdown(socket.SHUT_WR)
-            while remote.recv(1 << 16):
-                pass
-        assert alice.result()[0] == 0
+FULL = "scuttleup: .\\.db cannot be used: .*File too large; .*open it again\n"
 
 
-@pytest.mark.parametrize(
-    ("sends", "status"),
-    [
-        (encode_changes("them", 2, [b"two", b"three"]), 0),
-        (encode_changes("them", 2, [b"two"]) + b"\x10half", 1),
-        (encode_changes("b\u00ffd", 1, [b"is left out"]) + encode_changes("them", 2, [b"two"]), 1),
-    ],
-    ids=["all", "half a frame", "a log that is none"],
-)
-def test_what_an_exchange_brought_is_counted_and_the_status_tells_whether_it_was_all(
-    sends: bytes, status: int
-) -> None:
-    with socket.create_server(HERE) as server:
-        peer = join(server.getsockname()[1], "--once")
-        remote, _ = server.accept()
-        with remote:
-            remote.sendall(encode_handshake("them", {"them": 4}, "sync"))
-            remote.sendall(encode_changes("them", 1, [b"one"]) + sends)
-            assert "one" in peer.stdout.readline()
-            assert "two" in peer.stdout.readline()
-            remote.shutdown(socket.SHUT_WR)
-            found, _, err = peer.result()
-    assert found == status
-    assert ("is left out" in err) == (b"is left out" in sends)
-    assert err.endswith(f"scuttleup: sent 0, received {2 + (not status)}\n")
+def test_a_full_disk_while_typing_is_one_line_and_status_1() -> None:
+    alice, _ = listen(preexec_fn=allow_1_mib_a_file)
+    alice.type("fits")
+    alice.type("x" * 2_000_000)
+    status, _, err = alice.result()
+    assert status == 1
+    assert re.fullmatch(FULL, err)
+    assert entries("a.db") == ["fits"]
 
 
-def test_an_endless_input_does_not_keep_it_from_ending() -> None:
-    with subprocess.Popen("yes", stdout=subprocess.PIPE) as yes:
-        peer, _ = listen(stdin=yes.stdout)
-        assert peer.end()[0] == 0
-        yes.kill()
-    assert set(entries("a.db")) == {"y"}
-
-
-def test_append_that_is_interrupted_is_status_130_and_keeps_whole_lines() -> None:
-    appender = Command("append")
-    appender.stdin.write("one\ntw")
-    wait_until_stored("one")
-    assert appender.end(signal.SIGINT)[0] == 130
-    assert entries() == ["one"]
-
-
-def test_idle_strangers_take_no_descriptor_that_leveldb_needs() -> None:
-    alice, port = listen(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
-    bob = join(port)
-    bob.type("first")
-    assert "first" in alice.stdout.readline()
-    with contextlib.ExitStack() as crowd:
-        for _ in range(80):
-            crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
-        alice.stderr_line("too many")
-        for n in range(600):  # 6 MB, so that LevelDB makes new files
-            bob.type(f"{n:010000}")
-        for n in range(600):
-            assert f"{n:010000}" in alice.stdout.readline()
-    # They have left, so others are served.
-    assert once(port, db="c.db")[1].count("\n") == 601
-    status, _, err = alice.end()
-    assert status == 0
-    assert len(err) < 1000
+def test_a_full_disk_while_receiving_is_one_line_and_status_1() -> None:
+    _, port = listen(has=["x" * 2_000_000])
+    bob = join(port, preexec_fn=allow_1_mib_a_file)
+    bob.stderr_line("connected")
+    status, out, err = bob.result()
+    assert (status, out) == (1, "")
+    assert re.fullmatch(FULL, err)
 
 
 # --- The terminal ---
@@ -507,11 +573,17 @@ def test_a_job_takes_what_is_typed_whenever_it_is_in_front(shell: Shell) -> None
     assert entries() == ["typed 0", "typed 1", "typed 2"]
 
 
-def wait_until_stored(entry: str) -> None:
-    """Wait until a running peer has written `entry` to a journal of LevelDB."""
-    end = time.monotonic() + LIMIT
-    while not any(entry.encode() in log.read_bytes() for log in Path("logs.db").glob("*.log")):
-        assert time.monotonic() < end, entry
+PAGER = """
+import os, sys, tty, termios
+terminal = os.open("/dev/tty", os.O_RDWR)
+before = termios.tcgetattr(terminal)
+tty.setcbreak(terminal)
+os.write(terminal, b"ready")
+while (key := os.read(terminal, 1)) != b"q":
+    os.write(terminal, b"got " + key)
+termios.tcsetattr(terminal, termios.TCSANOW, before)
+os.write(terminal, b"the pager is gone")
+"""
 
 
 def test_a_program_that_reads_single_keys_gets_all_of_them(shell: Shell) -> None:
@@ -526,19 +598,6 @@ def test_a_program_that_reads_single_keys_gets_all_of_them(shell: Shell) -> None
     shell.type("\x03", "$ ")
 
 
-PAGER = """
-import os, sys, tty, termios
-terminal = os.open("/dev/tty", os.O_RDWR)
-before = termios.tcgetattr(terminal)
-tty.setcbreak(terminal)
-os.write(terminal, b"ready")
-while (key := os.read(terminal, 1)) != b"q":
-    os.write(terminal, b"got " + key)
-termios.tcsetattr(terminal, termios.TCSANOW, before)
-os.write(terminal, b"the pager is gone")
-"""
-
-
 def test_a_terminal_that_is_stopped_stops_no_peer(shell: Shell) -> None:
     shell.type(f"{REPLICATE}\n", "listening on 127.0.0.1:")
     port = int(shell.wait_for("\r\n"))
@@ -550,65 +609,12 @@ def test_a_terminal_that_is_stopped_stops_no_peer(shell: Shell) -> None:
     shell.type("\x03", "$ ")
 
 
-def test_with_certificates_strangers_are_kept_out(
-    new_certificates: Callable[[], list[str]],
-) -> None:
-    cert, key, ca = new_certificates()
-    tls = [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-ca={ca}"]
-    _, port = listen(*tls, has=["secret"])
-    assert once(port)[:2] == (1, "")
-    status, out, _ = once(port, *tls)
-    assert status == 0
-    assert "secret" in out
-
-
-def test_a_remote_that_leaves_in_the_middle_does_not_end_us() -> None:
-    """A write to it is a broken pipe, as `head` makes one of our output."""
-    alice, port = listen(has=["x" * 1000] * 20_000)
-    with socket.create_connection(("127.0.0.1", port)) as remote:
-        remote.sendall(encode_handshake("stranger", {}, "pull"))
-        remote.shutdown(socket.SHUT_WR)
-        remote.recv(1000)
-    alice.stderr_line("the connection broke")
-    status, out, _ = once(port)
-    assert (status, out.count("\n")) == (0, 20_000)
-    alice.stderr_line(": gone")
-    assert alice.end() == (0, "", "")
-
-
-def test_an_argument_that_is_no_text_is_appended_as_it_is() -> None:
-    """By the console script, too."""
-    script = [Path(sys.executable).with_name("scuttleup")]
-    for program in [sys.executable, "-m", "scuttleup"], script:
-        subprocess.run([*program, "append", b"\xff"], env=ENVIRONMENT, check=True)
-    assert entries() == ["\ufffd"] * 2
-
-
-@pytest.mark.parametrize(
-    ("command", "closed", "status"),
-    [
-        ("append", [0], 0),
-        ("read", [1], 0),
-        ("read --since missing", [2], 1),
-        ("read", [0, 1, 2], 0),
-    ],
-)
-def test_a_closed_file_is_none_of_the_database_s(
-    command: str, closed: list[int], status: int
-) -> None:
-    """LevelDB would open a file of its own in its place, and we would read or write that."""
-    run("append", "x")
-    result = run(*command.split(), preexec_fn=lambda: list(map(os.close, closed)))
-    assert result == (status, "", "")
-    assert entries() == ["x"]
-    for file in Path("logs.db").iterdir():
-        assert b"{peer: " not in file.read_bytes()
-        assert b"scuttleup: " not in file.read_bytes()
-
-
-@pytest.mark.parametrize("command", ["append", "read", "head", "replicate"])
-def test_the_help_of_a_command_says_what_it_does_and_how_it_ends(command: str) -> None:
-    status, out, err = run(command, "--help")
-    assert (status, err) == (0, "")
-    assert re.search(r"^(Append|Print|Exchange) .*\.$", out, re.MULTILINE)
-    assert "Exit status: 0" in out
+def test_once_shows_progress_on_a_terminal() -> None:
+    _, port = listen(has="123")
+    ours, theirs = pty.openpty()
+    once(port, stderr=theirs)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "received 0\r" in shown
+    assert "sent 0, received 3" in shown
