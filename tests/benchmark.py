@@ -502,8 +502,7 @@ def compare(
 ) -> tuple[float, float, float]:
     """Our seconds; then those of raw LevelDB and of the original, each divided by ours.
 
-    `measures` are these three; without one its ratio is NaN. Each measure works in `folder`, or
-    else in a fresh one at each turn.
+    Each of these three `measures` works in `folder`, or else in a fresh one; NaN where one is None.
     """
     results: list[list[float]] = [[] for _ in range(turns)]
     for seconds in results:

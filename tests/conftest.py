@@ -18,14 +18,14 @@ from leveldb import FakeDB, open_leveldb
 import scuttleup
 from scuttleup import Scuttleup, cli
 
-LIMIT = 60  # seconds that a coroutine test may take; most take a moment
+TEST_SECONDS = 60  # that a coroutine test may take; most take a moment
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a test that is an `async def` in an event loop of its own.
 
-    The test fails if it takes longer than LIMIT, and if a task that it has started does not end.
+    The test fails if it takes longer than TEST_SECONDS, and if a task that it started does not end.
     """
     test = pyfuncitem.obj
     if not inspect.iscoroutinefunction(test):
@@ -36,7 +36,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 async def _run(test: Coroutine[Any, Any, None]) -> None:
-    async with asyncio.timeout(LIMIT):
+    async with asyncio.timeout(TEST_SECONDS):
         await test
     # A task that is about to end, such as that of a connection just closed, may do so.
     me = asyncio.current_task()

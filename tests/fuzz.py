@@ -36,7 +36,7 @@ with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullconte
     from scuttleup.messages import encode_changes, encode_handshake
     from scuttleup.signing import FIRST_LINK, Signer, link_after
 
-LIMIT = 500  # of a frame that is kept: within the reach of a mutation
+MAX_KEPT = 500  # bytes of a frame that is kept, so few that mutations reach the limit
 # Two signed logs: that of somebody else, and our own where it is signed. Of entry 4 on the other
 # author has signed a second branch.
 KEY = bytes(32)
@@ -48,7 +48,7 @@ OUR_SIGNED = OURS.seal(1, [b"ours %d" % seq for seq in range(1, 7)], FIRST_LINK)
 HAS_SIGNED = [Change(AUTHOR.id, seq, SIGNED[seq - 1]) for seq in (1, 2)]
 HAS = [Change("far", seq, b"theirs %d" % seq) for seq in (1, 2, 5)]
 VALID = encode_handshake("far", {"far": 9}, "sync") + encode_changes("far", 6, [b"valid"])
-INTERESTING = [0, 1, 4, 5, 127, 128, LIMIT, 2**31, MAX, MAX + 1, 2**63, 2**64 - 1]
+INTERESTING = [0, 1, 4, 5, 127, 128, MAX_KEPT, 2**31, MAX, MAX + 1, 2**63, 2**64 - 1]
 IDS = [b"us", b"far", b"new", b"", b"\xff", "\xff".encode(), "\u0100".encode(), b"us\0"]
 IDS += [AUTHOR.id.encode(), OURS.id.encode(), AUTHOR.id.encode()[:-1]]
 
@@ -79,7 +79,7 @@ class Target:
         verify = (lambda change: len(change.entry) != 7) if options & 16 else None
         only_signed = options & 192 == 192
         own: dict[str, Any] = {"key": KEY} if options & 64 else {"id": "us"}
-        max_entry = LIMIT - (MAX_FRAME - MAX_ENTRY)
+        max_entry = MAX_KEPT - (MAX_FRAME - MAX_ENTRY)
         logs = Scuttleup(db, **own, verify=verify, max_entry=max_entry, only_signed=only_signed)
         ours = OUR_SIGNED[:3] if options & 64 else [b"ours 1", b"ours 2", b"ours 3"]
         has = [Change(logs.id, seq, entry) for seq, entry in enumerate(ours, 1)] + HAS_SIGNED

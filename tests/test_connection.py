@@ -679,7 +679,7 @@ async def test_close_ends_all_runs(peer: MakeLogs) -> None:
         assert await asyncio.gather(*runs) == [Replicated(1, 5, {})] * 5
 
 
-async def test_a_closed_log_does_not_keep_the_connection(peer: MakeLogs) -> None:
+async def test_closed_logs_do_not_keep_the_connection(peer: MakeLogs) -> None:
     logs = peer("us")
     logs.close()
     async with met(logs) as remote:
@@ -688,7 +688,7 @@ async def test_a_closed_log_does_not_keep_the_connection(peer: MakeLogs) -> None
         await remote.end_of_stream()
 
 
-# --- Bad peers, a full disk, and memory -----------------------------------------------------------
+# --- Bad remotes, a full disk, and memory ---------------------------------------------------------
 
 # The tests of the protocol have more.
 BAD = {
@@ -702,7 +702,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("sent", BAD.values(), ids=BAD.keys())
-async def test_a_bad_peer_costs_one_line_and_its_own_connection(
+async def test_a_bad_remote_costs_one_line_and_its_own_connection(
     peer: MakeLogs, capfd: pytest.CaptureFixture[str], sent: bytes
 ) -> None:
     us, friend = peer("us", 1), peer("friend", 1)
@@ -721,7 +721,7 @@ async def test_a_bad_peer_costs_one_line_and_its_own_connection(
     assert capfd.readouterr() == ("", "")
 
 
-async def test_a_bad_peer_may_keep_sending(peer: MakeLogs) -> None:
+async def test_a_bad_remote_may_keep_sending(peer: MakeLogs) -> None:
     """It reads nothing, never ends, and its connection is closed all the same."""
     async with met(peer("us", 1)) as remote:
         flooding = asyncio.create_task(remote.send(b"\xff" * 50_000_000))

@@ -189,7 +189,7 @@ def test_ctrl_c_at_any_moment_gives_no_number_twice_and_hides_none_from_a_stream
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_ctrl_c_again_while_the_log_recovers_from_one_gives_no_number_twice(
+def test_a_second_ctrl_c_while_the_logs_recover_from_one_gives_no_number_twice(
     fake: FakeDB, when: str
 ) -> None:
     logs = Scuttleup(fake, id="us", value_encoding="utf-8")
@@ -404,10 +404,7 @@ def tables(tmp_path: Path) -> tuple[Path, list[Change]]:
 
 
 def try_flips(file: Path, step: int, left: Sequence[list[Change] | None]) -> None:
-    """Flip bits in every `step`th byte of a journal, and in each length in it.
-
-    Each flip has to be an error, or to leave what `left` has for the record that it hides.
-    """
+    """Flip bits of a journal: each is an error, or leaves what `left` has for the hidden record."""
     journal = file.read_bytes()
     assert len([*records(journal)]) == len(left)
     choose = random.Random(3)
@@ -479,7 +476,7 @@ def test_a_flipped_bit_in_the_manifest_is_an_error_or_cuts_off_its_end(
     try_flips(manifest, 1, left)
 
 
-def test_a_bit_that_flips_while_the_log_is_open_gives_no_wrong_entry_and_no_shorter_snapshot(
+def test_a_bit_that_flips_while_the_logs_are_open_gives_no_wrong_entry_and_no_shorter_snapshot(
     db: Any, tmp_path: Path
 ) -> None:
     choose = random.Random(9)

@@ -117,7 +117,7 @@ def test_two_peers_see_what_is_typed(start: Start, run: Run) -> None:
 
 
 @pytest.mark.parametrize("program", [("-m", "scuttleup", "read"), (str(ROOT / "read.py"),)])
-def test_a_reader_that_has_seen_enough_is_no_traceback(
+def test_a_reader_of_the_output_that_leaves_is_no_traceback(
     start: Start, tmp_path: Path, program: tuple[str, ...]
 ) -> None:
     with scuttleup.open(tmp_path / "logs.db") as logs:

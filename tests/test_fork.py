@@ -154,7 +154,7 @@ with scuttleup.open(path, id="us") as logs:
 
 
 @pytest.mark.parametrize("leave", ["sys.exit", "os._exit", "the end of the program"])
-def test_a_child_leaves_as_a_program_does(tmp_path: Path, leave: str) -> None:
+def test_a_child_may_end_in_any_way(tmp_path: Path, leave: str) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "logs.db"), leave],
         capture_output=True,

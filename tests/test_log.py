@@ -349,7 +349,7 @@ def test_closed_logs_refuse_everything(logs: Scuttleup, db: Any) -> None:
             use(logs)
 
 
-def test_the_database_stays_open_when_the_log_is_closed(logs: Scuttleup, db: Any) -> None:
+def test_the_database_stays_open_when_the_logs_are_closed(logs: Scuttleup, db: Any) -> None:
     logs.append("a")
     logs.close()
     logs.close()
@@ -415,7 +415,7 @@ def test_a_long_peer_id_is_taken_wherever_it_comes_in(logs: Scuttleup, db: Any, 
         (DELETED_HEADS + b"\xff", b"01", "0xff"),
     ],
 )
-def test_wrong_keys_are_damage_and_stay(db: Any, key: bytes, value: bytes, named: str) -> None:
+def test_wrong_ids_and_heads_are_damage(db: Any, key: bytes, value: bytes, named: str) -> None:
     db.put(ID, b"us")
     db.put(key, value)
     before = list(db)

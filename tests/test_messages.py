@@ -251,7 +251,7 @@ PUSH = bytes.fromhex("0a0166 12050a01671003 12050a01671001 1802")
 
 # Modes that there are not, and known numbers with other wire types.
 @pytest.mark.parametrize("more", ["1800", "1804", "18ffffffffffffffffff01", "1005 0805"])
-def test_what_a_handshake_does_not_know_leaves_what_was_before(more: str) -> None:
+def test_fields_that_a_handshake_does_not_have_change_nothing(more: str) -> None:
     message = PUSH + bytes.fromhex(more)
     assert_read_alike("Handshake", message)
     assert decode_handshake(message) == ("f", {"g": 1}, "push")
@@ -355,7 +355,7 @@ def test_a_run_of_one_log_comes_in_one_piece() -> None:
 
 @settings(unhurried, max_examples=60)
 @given(messages("Change"))
-def test_a_change_in_other_words_among_usual_ones_is_read(message: bytes) -> None:
+def test_an_unusual_change_among_usual_ones_is_read(message: bytes) -> None:
     """The usual ones are compared with what is expected and not read field by field."""
     change = google_reads("Change", message)
     assume(change and 2 <= change[1] < MAX)
@@ -468,7 +468,7 @@ def test_a_frame_of_16_mib_is_kept_and_a_larger_one_is_not() -> None:
     assert runs == [(peer, MAX, [])]
 
 
-def test_an_id_without_an_end_is_cut_off() -> None:
+def test_an_id_that_is_far_too_long_is_cut_off() -> None:
     """All that has to be known of it is that it is too long. Here the cut is within a character."""
     long = string(1, ("a" + "ü" * 10_000).encode())
     peer, seq, entry = decode_change(long + b"\x10\x01\x1a\x01x")
@@ -529,14 +529,14 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("recorded", "handshake"), HANDSHAKES)
-def test_a_handshake_is_the_original_s(recorded: str, handshake: Handshake) -> None:
+def test_a_handshake_is_that_of_the_original(recorded: str, handshake: Handshake) -> None:
     data = bytes.fromhex(recorded)
     assert encode_handshake(*handshake) == data
     assert decode_handshake(data[1:]) == handshake
 
 
 @pytest.mark.parametrize(("recorded", "run"), RUNS)
-def test_changes_are_the_original_s(recorded: str, run: Run) -> None:
+def test_changes_are_those_of_the_original(recorded: str, run: Run) -> None:
     data = bytes.fromhex(recorded)
     assert encode_changes(*run) == data
     assert decode_changes(data) == list(expand(*run))

@@ -84,7 +84,7 @@ async def test_a_name_means_all_its_addresses(alice: Scuttleup, bob: Scuttleup) 
             await until(lambda: client.connected)
 
 
-async def test_not_live_a_peer_that_is_not_there_is_a_failure(alice: Scuttleup) -> None:
+async def test_without_live_a_remote_that_is_not_there_is_a_failure(alice: Scuttleup) -> None:
     async with Peer(alice, connect=[("127.0.0.1", 1)], live=False) as peer:
         assert (await peer.wait())[:2] == (0, 0)
         assert peer.failures == 1
@@ -109,11 +109,11 @@ async def test_who_never_answers_is_given_up(
 async def test_leaving_leaves_no_task_and_no_socket(
     alice: Scuttleup, bob: Scuttleup, tls: Tls
 ) -> None:
-    with socket.create_server(HERE) as full:  # a remote that never says anything
+    with socket.create_server(HERE) as silent:  # a remote that never says anything
         tasks, before = asyncio.all_tasks(), psutil.Process().num_fds()
         async with (
             Peer(alice, listen=HERE) as server,
-            Peer(bob, connect=[*server.addresses, full.getsockname()]) as client,
+            Peer(bob, connect=[*server.addresses, silent.getsockname()]) as client,
             Peer(alice, listen=HERE, tls=tls) as secure,
         ):
             strangers = [socket.create_connection(it.addresses[0]) for it in (server, secure)]
@@ -191,7 +191,7 @@ async def test_an_error_of_the_body_stays_what_it_is(alice: Scuttleup) -> None:
             raise KeyError("mine")
 
 
-async def test_a_name_server_that_does_not_answer_does_not_keep_it(
+async def test_a_name_server_that_does_not_answer_does_not_hold_up_the_end(
     alice: Scuttleup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
@@ -411,8 +411,8 @@ async def test_out_of_descriptors_it_serves_again_when_there_are_some(
 async def test_strangers_cannot_take_the_descriptors_of_those_we_connect_to(
     alice: Scuttleup, bob: Scuttleup
 ) -> None:
-    with socket.create_server(HERE) as place:
-        address = place.getsockname()
+    with socket.create_server(HERE) as free:  # for a port that nobody listens on yet
+        address = free.getsockname()
     async with Peer(alice, listen=HERE, connect=[address] * 10) as peer:
         os.close(lowest_free := os.dup(0))
         peer._first_spare = lowest_free + 30  # bob, who is in this process, needs some as well

@@ -502,7 +502,7 @@ async def test_a_live_stream_that_is_dropped_is_gone_whoever_has_read_it(logs: S
     logs.append("x")
 
 
-def test_dropping_a_log_and_its_streams_frees_the_store(db: Any) -> None:
+def test_dropping_logs_and_their_streams_frees_the_store(db: Any) -> None:
     logs = Scuttleup(db, id="us")
     stream = logs.create_read_stream(live=True)
     logs.append(b"a")

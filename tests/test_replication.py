@@ -259,7 +259,7 @@ def test_what_the_remote_sends_while_we_send_the_same_log_is_not_sent_back(us: P
     assert stream.replicated.sent <= 5002
 
 
-def test_a_one_shot_stream_ends_though_the_log_grows(us: Peer) -> None:
+def test_a_one_shot_stream_ends_though_our_log_grows(us: Peer) -> None:
     stream = heard(us, encode_handshake("far", {"us": 1, "near": 1}, "sync"), live=False)
     us.logs.append(b"too late")
     assert all_of(stream).endswith(encode_changes("us", 2, [b"2"]))
@@ -268,7 +268,7 @@ def test_a_one_shot_stream_ends_though_the_log_grows(us: Peer) -> None:
 
 @pytest.mark.parametrize("said", [b"", HELLO], ids=["before the handshake", "after it"])
 @pytest.mark.parametrize("live", [True, False])
-def test_closing_the_log_wakes_and_ends_a_stream(us: Peer, live: bool, said: bytes) -> None:
+def test_closing_the_logs_wakes_and_ends_a_stream(us: Peer, live: bool, said: bytes) -> None:
     woken = threading.Event()
     stream = heard(us, said, live=live, wake=woken.set)
     assert not stream.finished
@@ -327,7 +327,7 @@ def test_what_was_promised_does_not_come_after_the_end(us: Peer) -> None:
 
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize(("ours", "theirs"), [("sync", "sync"), ("sync", "push"), ("pull", "pull")])
-def test_who_ends_still_gets_everything(us: Peer, live: bool, ours: str, theirs: str) -> None:
+def test_a_remote_that_ended_gets_the_rest(us: Peer, live: bool, ours: str, theirs: str) -> None:
     """It sent its end because it had sent all: what it lacks is still to come."""
     us.logs.extend([bytes(1000)] * 500)
     stream = heard(us, encode_handshake("far", {"far": 1}, theirs), mode=ours, live=live)
@@ -560,7 +560,7 @@ def test_a_remote_whose_own_id_is_bad_sends_others_logs_all_the_same(us: Peer) -
         assert len(stream.replicated.refused) == 1
 
 
-def test_beyond_20_bad_logs_they_are_counted(us: Peer, caplog: pytest.LogCaptureFixture) -> None:
+def test_after_20_bad_logs_others_are_counted(us: Peer, caplog: pytest.LogCaptureFixture) -> None:
     ids = [b"%d" % n for n in range(limits.MAX_NAMED + 7)]
     data = b"".join(change(id, 0) + change(id, 1) for id in ids)
     stream = heard(us, HELLO + data + TRAFFIC[1])
@@ -570,7 +570,7 @@ def test_beyond_20_bad_logs_they_are_counted(us: Peer, caplog: pytest.LogCapture
     assert caplog.messages[-1] == "further logs were left out of that connection 7 times"
 
 
-def test_however_often_a_remote_comes_back_some_lines_a_minute_are_told(
+def test_a_remote_that_comes_back_again_and_again_costs_some_lines_a_minute(
     us: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = encode_handshake("far", {"": 1}, "sync")
@@ -610,7 +610,7 @@ def test_one_log_more_than_fits_into_our_handshake_is_left_out(us: Peer) -> None
     assert stream.replicated.refused == {"b": "there is no room for another log"}
 
 
-def test_of_a_handshake_no_more_is_kept_than_we_could_ever_hold(us: Peer) -> None:
+def test_no_more_of_a_handshake_is_kept_than_we_could_ever_hold(us: Peer) -> None:
     us.logs._store.room = 100 * limits.LOG_BYTES
     head = {"us": 9, "near": 9} | {f"log {n}": 1 for n in range(10_000)}
     stream = heard(us, encode_handshake("far", head, "sync"), live=False)
@@ -819,7 +819,7 @@ def test_what_verify_does_not_approve_is_not_stored_nor_is_what_follows(
     assert us.logs.head == {"far": 1}
 
 
-def test_verify_sees_entries_as_the_log_s_encoding_reads_them(new_peer: NewPeer) -> None:
+def test_verify_sees_entries_as_the_value_encoding_reads_them(new_peer: NewPeer) -> None:
     seen: list[Change] = []
 
     def verify(change: Change) -> bool:

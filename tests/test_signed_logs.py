@@ -88,7 +88,7 @@ def backup(path: Path) -> Backup:
 # --- The key and the id ---
 
 
-def test_a_signed_log_needs_to_be_asked_for_once(tmp_path: Path) -> None:
+def test_a_log_that_was_begun_as_a_signed_one_stays_one(tmp_path: Path) -> None:
     entries = []
     for options in {"signed": True}, {}, {"signed": True}:
         with scuttleup.open(tmp_path / "a", value_encoding="utf-8", **options) as logs:
@@ -138,7 +138,7 @@ def test_a_key_of_another_size_is_damage(path: Path, size: int) -> None:
         scuttleup.open(path)
 
 
-def test_a_key_of_ones_own(db: Any) -> None:
+def test_a_key_that_is_handed_in_is_used_and_another_one_is_refused(db: Any) -> None:
     logs = Scuttleup(db.prefixed_db(b"logs"), key=KEY)
     assert logs.id == ID
     logs.append(b"hello world")
@@ -149,7 +149,7 @@ def test_a_key_of_ones_own(db: Any) -> None:
         Scuttleup(db.prefixed_db(b"other"), key=b"short")
 
 
-def test_a_key_from_elsewhere_is_the_only_one(tmp_path: Path) -> None:
+def test_no_key_is_made_if_one_is_handed_in(tmp_path: Path) -> None:
     with scuttleup.open(tmp_path / "a", signed=True, key=KEY) as logs:
         assert logs.id == ID
     assert not (tmp_path / "a" / "signing.key").exists()
@@ -166,7 +166,7 @@ def test_a_key_from_elsewhere_is_the_only_one(tmp_path: Path) -> None:
         ({"id": "us", "key": KEY}, "the id that belongs to the key"),
     ],
 )
-def test_what_does_not_go_with_an_unsigned_log_is_named(
+def test_an_option_that_does_not_fit_an_unsigned_log_is_named(
     tmp_path: Path, options: dict[str, Any], named: str
 ) -> None:
     scuttleup.open(tmp_path / "a").close()
@@ -236,7 +236,7 @@ def test_what_another_program_appended_is_noticed_before_more_is_signed(path: Pa
         assert list(check_logs(logs)) == [(logs.id, 2, 2, 1, "2 is not signed by its author")]
 
 
-def test_behind_an_entry_that_nobody_knows_nothing_is_signed(path: Path) -> None:
+def test_nothing_is_signed_after_an_entry_that_is_not_known(path: Path) -> None:
     with scuttleup.open(path) as logs:
         logs.delete(logs.id, 1)
         logs._store.database.db.delete(DELETED_HASHES + logs.id.encode())
@@ -392,7 +392,7 @@ def test_a_check_tells_what_cannot_be_read(db: Any) -> None:
     assert "is damaged" in second.fault
 
 
-def test_a_check_tells_gaps_strays_and_entries_of_nobody(
+def test_a_check_tells_gaps_stray_keys_and_what_no_author_has_signed(
     logs: Scuttleup, tmp_path: Path, command: Any, capsys: Any
 ) -> None:
     logs.write([*changes(3, HONEST[2:]), ("plain", 1, b"x"), ("plain", 4, b"y")])

@@ -17,7 +17,7 @@ def test_a_seed_gives_the_same_run_again() -> None:
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_without_cuts_nothing_is_lost_and_over_a_tree_nothing_is_known(topology: str) -> None:
+def test_without_cuts_nothing_is_lost_and_a_star_sends_nothing_twice(topology: str) -> None:
     result = simulate(topology, 12, cut=0)
     assert result.lost == 0
     assert result.sent - result.known == 11 * 12
