@@ -6,8 +6,8 @@ below answer the question that a program asks next: ask for something else (`Ent
 back later (`ConnectionLost`), do not come back (`ProtocolError`), or look after the disk
 (`DatabaseError`).
 
-A mistake of a remote never becomes a mistake of ours. h11 tells the two apart in the same way, with
-`RemoteProtocolError` and `LocalProtocolError`.
+What a remote does wrong never looks like a mistake of the program here. h11 tells the two apart in
+the same way, with `RemoteProtocolError` and `LocalProtocolError`.
 """
 
 

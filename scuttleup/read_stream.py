@@ -135,9 +135,9 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
 class _Alarm:
     """Wakes the reader that sleeps, be it a thread or a task.
 
-    Both ways of waiting can be woken before they look, with `idle`, whether there is a reason to
-    sleep. So a ring that comes after the look is not lost. A thread may also be woken by a ring
-    that came before the look. Then it finds nothing to read, and waits again.
+    Both ways of waiting make sure first that a ring wakes them. Only then they look, with `idle`,
+    whether they may sleep. So a ring that comes after the look is not lost. A thread may also be
+    woken by a ring that came before the look. Then it finds nothing to read, and waits again.
     """
 
     def __init__(self) -> None:

@@ -253,10 +253,10 @@ def test_a_binary_log_takes_bytes_and_text_and_gives_bytes(db: Any) -> None:
     assert [change.entry for change in logs.create_read_stream()] == [b"\xff", "é".encode()]
 
 
-# --- The database is shared ---
+# --- A LevelDB that others use as well ---
 
 
-def test_two_logs_live_in_one_database(db: Any) -> None:
+def test_two_peers_live_in_parts_of_one_leveldb(db: Any) -> None:
     one = Scuttleup(db.prefixed_db(b"one"), id="us")
     other = Scuttleup(db.prefixed_db(b"other"), id="them")
     one.extend([b"a", b"b"])
