@@ -309,7 +309,7 @@ def _address(text: str, default_host: str = "") -> tuple[str, int]:
 
 def _replicate(logs: Scuttleup, args: argparse.Namespace) -> int:
     """Run a peer until it ends, and return the exit status."""
-    # Only here, because it takes longer to load than all the rest.
+    # Imported here, because it takes longer to load than all the rest.
     import asyncio
 
     return asyncio.run(_run_peer(logs, args))

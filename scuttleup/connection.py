@@ -20,7 +20,7 @@ lock.
 read of what is there already nor a write that need not wait lets others run. So work is done in
 turns (see `limits`), and before each turn a task asks for it. A turn begins only if those before
 it, in the same round of the loop and of whatever connection, have taken less than ROUND seconds.
-Else it waits for the next round, in which those come first that have waited longest.
+Else the task waits for the next round. Those that have waited longest come first.
 
 *It is over* when the sender has sent all and nothing is waited for, when the logs are closed, or
 with the first error. Then all tasks are cancelled, and `replicate` returns or raises when all of
@@ -265,8 +265,8 @@ class _Connection:
             pause = self.stream.tick(now(), unsent=unsent > 0)
             if self.stream.finished:
                 self._news.set()
-            # To hand over something is progress, and so is what the remote takes. While nothing is
-            # unsent, nothing is waited for.
+            # It is progress when we hand over something, and when the remote takes something. While
+            # nothing is unsent, nothing is waited for.
             mark = (self._written, unsent) if unsent else now()
             if taking.seconds(mark, now()) > limits.ALIVE:
                 raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")

@@ -251,7 +251,7 @@ class Database:
         Raises DatabaseError unless there is room on the disk for that. LevelDB would refuse every
         further write if it tried and failed.
         """
-        # Only here, because few programs ever come here.
+        # Imported here, because few programs ever come here.
         from tempfile import TemporaryFile
 
         held = sum(map(os.path.getsize, self._journals()))

@@ -104,7 +104,7 @@ def _encode_json(entry: Any) -> bytes:
     JSON.stringify writes NaN and the infinities as null. Here they are a ValueError, so that
     nothing gets lost.
     """
-    # It is imported here and below, because a program without JSON entries need not load it.
+    # Imported here and below, because a program without JSON entries need not load it.
     import json
 
     try:

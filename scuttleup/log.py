@@ -292,7 +292,7 @@ class Scuttleup:
 
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
         """
-        # Only here, because asyncio takes longer to load than all the rest.
+        # Imported here, because asyncio takes longer to load than all the rest.
         from .connection import replicate
 
         make_stream = partial(self.create_replication_stream, mode=mode, live=live)

@@ -40,7 +40,7 @@ A remote chooses how large its messages are, so a `Decoder` keeps as little of t
 * A Handshake is read as it comes, too, a digest at a time. So it may be of any size, and what it
   costs is what the receiver keeps of the digests.
 
-Of a field that is read as it comes, at most MAX_FIELD bytes are kept. That is enough for every peer
+At most MAX_FIELD bytes are kept of a field that is read as it comes. That is enough for every peer
 id and every digest that can be valid, so whatever had to be cut off is known to be invalid.
 
 What a `Decoder` remembers between two calls is therefore small: the bytes that have come and were

@@ -579,8 +579,8 @@ def _limit_descriptors(max_connections: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 0
-    # Not simply the hard limit: that can be a billion, and some programs close every descriptor
-    # up to the limit when they start another.
+    # The soft limit is not simply raised to the hard one. That can be a billion, and some programs
+    # close every descriptor up to the limit when they start another program.
     wanted = max_connections + 4 * limits.SPARE_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)

@@ -90,7 +90,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
 
     async def __anext__(self) -> Change:
         """The next change; StopAsyncIteration when the stream has ended. Waits if it is live."""
-        # Only here and below, because a program that only uses threads need not load it.
+        # Imported here and below, because a program that only uses threads need not load it.
         import asyncio
 
         while not self._closed:

@@ -185,9 +185,9 @@ class ReplicationStream:
         # How many bytes our handshake has left for logs that the remote has and we have not. It
         # limits how many of the remote's digests are kept.
         self._room = store.room
-        # What the remote has above our heads, and so is going to send. Only if not live.
+        # What the remote has above our heads, and so is going to send. Empty if we are live.
         self._promised: dict[str, int] = {}
-        # The last number that the remote sent of each log of its handshake. Only if not live.
+        # The last number that the remote sent of each log in its handshake. Empty if we are live.
         self._came: dict[str, int] = {}
         # This goes up whenever the remote sends more of what it has promised.
         self._progress = 0

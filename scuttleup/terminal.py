@@ -193,7 +193,7 @@ class Typist:
         """What comes next; b"" at the end of stdin, None when there is no more before we end."""
         if sys.platform == "win32":
             return self._stdin.read(READ_BYTES)
-        # Only here, because on Windows it knows nothing but sockets.
+        # Imported here, because on Windows it knows nothing but sockets.
         from select import select
 
         while True:
@@ -287,7 +287,7 @@ def _may_read(stdin: FileIO) -> bool:
     """Whether stdin is not a terminal that somebody else uses now."""
     if sys.platform == "win32" or not stdin.isatty():
         return True
-    # Only here, because Windows does not have it.
+    # Imported here, because Windows does not have it.
     import termios
 
     try:

@@ -37,7 +37,7 @@ with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullconte
     from scuttleup.signing import FIRST_LINK, Signer, link_after
 
 MAX_KEPT = 500  # bytes of a frame that is kept, so few that mutations reach the limit
-# Two signed logs: that of somebody else, and our own where it is signed. Of entry 4 on the other
+# Two signed logs: that of somebody else, and our own where it is signed. From entry 4 on, the other
 # author has signed a second branch.
 KEY = bytes(32)
 AUTHOR, OURS = Signer(bytes([1] * 32)), Signer(KEY)

@@ -521,7 +521,7 @@ async def test_a_remote_that_takes_nothing_is_dropped(
 async def test_a_one_shot_does_not_end_before_the_remote_has_room_for_all(
     peer: MakeLogs, limit: Limit
 ) -> None:
-    """Only then it waits for the end of the remote, and no longer than LINGER."""
+    """When it has, the one-shot waits for the end of the remote, and no longer than LINGER."""
     limit(LINGER=0.05)
     async with met(peer("us", 1, 60_000), HELLO, sockets=unix, live=False) as remote:
         await remote.unread(30_000)

@@ -44,7 +44,7 @@ def repeat(use: Callable[[], object]) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Be somebody whom permissions bind. They do not bind root."""
+    """Be a user who is bound by permissions, which root is not."""
     before = os.geteuid()
     if not before:
         os.seteuid(65534)  # nobody

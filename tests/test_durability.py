@@ -212,7 +212,7 @@ def test_a_second_ctrl_c_while_the_logs_recover_from_one_gives_no_number_twice(
 
 
 def test_ctrl_c_while_streams_are_woken_leaves_none_asleep(logs: Scuttleup) -> None:
-    """Nor does it block an append. A lock that Python code takes can stay taken for ever."""
+    """And it blocks no append. A lock that Python code takes can stay taken for ever."""
     modules = scuttleup.store, scuttleup.follower, scuttleup.read_stream, threading
     streams = [logs.create_read_stream(tail=True) for _ in range(3)]
 

@@ -134,7 +134,7 @@ async def test_what_the_modes_allow_comes_now_and_later_and_what_they_forbid_doe
     ours: Side,
     nodes: Side,
 ) -> None:
-    """What goes to a one-shot Node that sends at the same time may get lost, see above; no more."""
+    """Only what goes to a one-shot Node that sends at the same time may get lost: see above."""
     if not nodes["live"]:
         monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
     to_node, to_us = sends(ours["mode"], nodes["mode"]), sends(nodes["mode"], ours["mode"])

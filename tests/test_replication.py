@@ -152,7 +152,7 @@ def entry_of(peer: str, seq: int) -> bytes:
 @settings(max_examples=80, deadline=None)
 @given(
     heads=st.tuples(some_heads, some_heads),
-    # Not of their own logs, whose gaps a remote may not fill.
+    # Nothing is deleted from their own logs, whose gaps a remote may not fill.
     deleted=st.lists(st.tuples(st.sampled_from(["c", "ü"]), st.integers(1, 4)), max_size=3),
     modes=st.tuples(st.sampled_from(MODES), st.sampled_from(MODES)),
     live=st.tuples(st.booleans(), st.booleans()),
