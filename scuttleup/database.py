@@ -148,7 +148,7 @@ class Database:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Raise an error of LevelDB once more, as a DatabaseError with the path and the reason."""
         if isinstance(error, RuntimeError) and "closed" not in str(error):
-            return  # not the binding's
+            return  # this error is not the binding's
         if isinstance(error, ERRORS):
             # No variable holds the new error. The error refers to this frame, so a variable of the
             # frame would keep both in memory.

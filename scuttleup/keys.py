@@ -63,7 +63,7 @@ def check_peer(peer: str) -> str:
         raise TypeError(f"a peer id is a str, not {peer!r}")
     if not peer or not (peer.isascii() or max(peer) < "\xff"):
         raise ValueError(f"a peer id is one or more characters below U+00FF, not {peer!r}")
-    if 2 * len(peer) > MAX_PEER and len(peer.encode()) > MAX_PEER:  # mostly not encoded
+    if 2 * len(peer) > MAX_PEER and len(peer.encode()) > MAX_PEER:  # a short id is not encoded
         raise ValueError(f"a peer id has at most {MAX_PEER} bytes of UTF-8, not {peer!r}")
     return peer
 

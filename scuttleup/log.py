@@ -128,7 +128,7 @@ class Scuttleup:
             find_id(None, id, bytes(KEY_BYTES) if db.signed and key is None else key, only_signed)
         database = open_database(db.path) if isinstance(db, _Path) else Database(db)
         try:
-            if isinstance(db, _Path) and key is None:  # else the key lies elsewhere
+            if isinstance(db, _Path) and key is None:  # a key that is handed in lies elsewhere
                 key = load_key(database, make=db.signed)
             self._store = Store(
                 database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry

@@ -561,7 +561,7 @@ async def _resolve(host: str, port: int, flags: int = 0) -> list[Any]:
 
     try:
         threading.Thread(target=look_up, daemon=True).start()
-    except RuntimeError as error:  # the system has no thread left: that passes, as for descriptors
+    except RuntimeError as error:  # the system has no thread left, which passes
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     return await asyncio.wrap_future(found)
 

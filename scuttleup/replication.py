@@ -602,7 +602,7 @@ def _ask(verify: Callable[[Change], bool] | None, change: Change) -> None:
         answer = verify is None or verify(change)
         if hasattr(answer, "__await__"):  # such an object is true, whatever it would come to
             raise TypeError("it has to answer at once, but returned an awaitable")
-        accepted = bool(answer)  # in here, as that may fail, too
+        accepted = bool(answer)  # this is within the `try`, because it may fail, too
     except Exception as error:
         raise ValueError(f"verify failed at {where}: {error!r}") from error
     if not accepted:

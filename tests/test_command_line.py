@@ -151,7 +151,7 @@ def test_append_that_is_interrupted_is_status_130_and_keeps_whole_lines() -> Non
 
 
 def test_an_argument_that_is_no_text_is_appended_byte_for_byte() -> None:
-    """By the console script, too."""
+    """The console script does that, too."""
     script = [Path(sys.executable).with_name("scuttleup")]
     for program in [sys.executable, "-m", "scuttleup"], script:
         subprocess.run([*program, "append", b"\xff"], env=ENVIRONMENT, check=True)
@@ -297,7 +297,7 @@ def test_once_ends_when_all_have_been_met_and_not_with_the_first_that_comes() ->
     ],
     ids=["all", "half a frame", "a log that is none"],
 )
-def test_what_an_exchange_brought_is_counted_and_the_status_tells_whether_it_was_all(
+def test_what_an_exchange_brought_is_counted_and_the_status_says_if_it_was_all(
     sends: bytes, status: int
 ) -> None:
     with socket.create_server(HERE) as server:
@@ -324,7 +324,7 @@ def test_once_that_is_interrupted_is_status_130() -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_typed_is_stored_when_a_signal_ends_it(signum: int) -> None:
-    """Also more than one read takes."""
+    """All of it is stored, also when it is more than one read takes."""
     peer, _ = listen(pipesize=1 << 20)
     peer.send_signal(signal.SIGSTOP)
     lines = [f"{n:099}" for n in range(10_000)]

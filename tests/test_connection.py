@@ -130,7 +130,7 @@ async def connect(logs: Scuttleup, port: int, **options: Any) -> Replicated:
 
 
 class Remote:
-    """The other end of a connection, by hand."""
+    """The other end of a connection, where a test decides what is said."""
 
     stream: Stream  # our end
     run: Task[Replicated]  # what we do with it
@@ -187,7 +187,7 @@ class Remote:
                 pass
 
     async def unread(self, more_than: int) -> None:
-        """Wait until so much is written that we do not read."""
+        """Wait until more than so many bytes wait at our end, because the remote does not read."""
         await until(lambda: self.stream[1].transport.get_write_buffer_size() > more_than)
 
 
@@ -345,7 +345,7 @@ async def be_the_child(path: str) -> None:
 async def test_one_shot_ends_when_all_is_exchanged(
     peer: MakeLogs, limit: Limit, mode: str, other_mode: str, other_live: bool, deleted: int
 ) -> None:
-    """Also when both have `deleted` some of what they promise."""
+    """It ends even if both have `deleted` some of what they promise."""
     one, two = peer("one", 300), peer("two", 500)
     limit(LINGER=0.2)
     for seq in range(deleted):
@@ -655,7 +655,7 @@ async def test_close_ends_a_run(peer: MakeLogs, limit: Limit, said: bytes, live:
 
 
 async def test_close_ends_a_run_that_receives_just_then(peer: MakeLogs, limit: Limit) -> None:
-    """Our own end is nobody's error."""
+    """What breaks because we have ended is nobody's error."""
     limit(LINGER=0.05)
     logs = peer("us")
     flood = encode_changes("them", 1, [b"x" * 100] * 200_000)

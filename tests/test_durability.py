@@ -139,7 +139,7 @@ def with_gaps(db: Any) -> Any:
 
 
 def test_an_iteration_that_ends_early_gives_no_lower_head(with_gaps: Any) -> None:
-    """The next entry would get a number that is taken."""
+    """With a lower head the next entry would get a number that is taken."""
     for steps in count():
         with suppress(DamagedDatabase):
             head = Scuttleup(FakeDB(with_gaps, steps)).head
@@ -435,7 +435,7 @@ def test_a_flipped_bit_in_a_journal_is_an_error_or_cuts_off_its_end(tmp_path: Pa
 def test_a_flipped_bit_in_a_table_is_an_error_or_harmless(
     tables: tuple[Path, list[Change]],
 ) -> None:
-    """Harmless: tables end in some bytes that nobody reads."""
+    """It may be harmless because a table ends in some bytes that nobody reads."""
     path, changes = tables
     choose = random.Random(5)
     found = [
@@ -448,7 +448,7 @@ def test_a_flipped_bit_in_a_table_is_an_error_or_harmless(
 
 
 def test_a_flipped_bit_in_the_id_is_an_error_without_paranoid_checks_too(tmp_path: Path) -> None:
-    """It would be the id of another peer."""
+    """A flipped id would be the id of another peer."""
     path = tmp_path / "logs.db"
     with open_leveldb(path) as db:
         Scuttleup(db, id="abc")

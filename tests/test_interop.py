@@ -100,7 +100,7 @@ def test_the_id_that_either_stored_is_that_of_both(tmp_path: Path) -> None:
         assert node.id == "given here"
 
 
-def test_the_original_does_without_the_newest_entry_that_we_deleted_and_we_know_its_number(
+def test_the_original_lacks_the_newest_entry_that_we_deleted_and_we_know_its_number(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "logs.db"

@@ -70,7 +70,7 @@ def node(processes: list[Node], tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture(params=["server", "client"])
 def role(request: pytest.FixtureRequest) -> str:
-    """What Node is."""
+    """What Node is in a connection."""
     role: str = request.param
     return role
 
@@ -125,7 +125,7 @@ def log_of(peer: str, count: int) -> list[Change]:
 
 @pytest.mark.parametrize("ours", SIDES, ids=str)
 @pytest.mark.parametrize("nodes", SIDES, ids=str)
-async def test_what_the_modes_allow_comes_now_and_later_and_what_they_forbid_does_not_go(
+async def test_what_the_modes_allow_is_sent_now_and_later_and_what_they_forbid_is_not(
     node: Node,
     logs: Scuttleup,
     db: Any,
@@ -182,7 +182,7 @@ async def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
     assert all_entries(node, db) == 2001
 
 
-async def test_one_shot_ends_when_what_node_promised_is_deleted_and_other_entries_never_end(
+async def test_one_shot_ends_if_what_node_promised_is_deleted_and_other_entries_go_on(
     node: Node, logs: Scuttleup, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
     """What else comes is no sign that what was promised is still to come."""
@@ -271,7 +271,7 @@ async def test_a_meeting_brings_only_what_is_new_and_ends_where_a_side_has_nothi
 async def test_the_tail_of_our_log_comes_back_from_node(
     node: Node, logs: Scuttleup, db: Any, role: str
 ) -> None:
-    """As after a backup was restored."""
+    """This is what happens after a backup was restored."""
     node.write(log_of("us", 300))
     logs.extend([f"us {seq}" for seq in range(1, 101)])
     async with connected(node, logs, role, ONE_SHOT) as replication:

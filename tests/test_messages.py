@@ -409,7 +409,7 @@ TOO_LONG = [b"\x80" * 11, b"\xff" * 11, b"\x81" * 11, varint(MAX_SKIPPED + 1), v
 @pytest.mark.parametrize("first", [b"", frame(GOOD)], ids=["first", "later"])
 @pytest.mark.parametrize("length", TOO_LONG)
 def test_a_length_without_an_end_or_above_1_gib_is_refused(length: bytes, first: bytes) -> None:
-    """By its last byte: not one byte of the message has to come."""
+    """It is refused as soon as the length is there, without a byte of the message."""
     # A length of which only a part is there says nothing of how much is to be waited for.
     for at in range(len(length)):
         with pytest.raises(ValueError, match="a frame of more than 1073741824 bytes"):
@@ -436,7 +436,7 @@ def test_an_entry_that_is_too_large_is_left_out(most: int, cutting: list[int]) -
 
 
 def test_the_fields_of_a_skipped_change_come_in_any_order() -> None:
-    """And the last of a kind counts."""
+    """As in protobuf, the last one of a kind counts."""
     near, far = string(1, b"near"), string(1, b"far")
     others = [b"\x10\x07", string(3, bytes(2000)), string(4, b"?" * 1500)]
     for parts in permutations([near, far, *others]):

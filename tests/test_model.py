@@ -84,7 +84,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(entry=entries, count=counts, bad=st.integers(0, 600))
     def extend_with_a_bad_entry(self, entry: bytes, count: int, bad: int) -> None:
-        """The invariants see that nothing changes."""
+        """It raises, and the invariants see that nothing has changed."""
         batch: list[Any] = [entry] * count
         batch.insert(bad, None)
         try:
@@ -174,7 +174,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def catch_up_live(self) -> None:
-        """Each log in order, the logs in any order, and then it waits."""
+        """The stream gives each log in order, and the logs in any order. Then it waits."""
         expected = self.changes_after(self.had)
         self.had = dict(self.heads)
         assert by_peer(self.loop.run_until_complete(self.take(len(expected)))) == by_peer(expected)

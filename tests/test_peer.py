@@ -57,7 +57,7 @@ def bob(new_logs: NewLogs) -> Scuttleup:
 
 @pytest.fixture(autouse=True)
 def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is away is soon asked again."""
+    """A remote that is away is soon asked again."""
     monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.01)
 
 
@@ -141,7 +141,7 @@ async def test_it_can_be_entered_once(alice: Scuttleup) -> None:
 async def test_a_loop_that_cannot_tell_who_is_readable_serves_as_well(
     alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Windows."""
+    """The loop of Windows is like that."""
     bob.append("hello")
     no_reader = Mock(side_effect=NotImplementedError)
     async with Peer(alice, listen=HERE) as server:
@@ -378,7 +378,7 @@ async def test_strangers_do_not_take_the_places_of_those_we_connect_to(
 
 @pytest.fixture
 def few_descriptors() -> Iterator[Callable[[int], None]]:
-    """Lowers the limit of this process to that many more than it has open."""
+    """Lowers the limit of this process: it can open so many more descriptors."""
     if sys.platform != "linux":
         pytest.skip("only Linux has a folder that lists what is open")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

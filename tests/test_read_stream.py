@@ -351,7 +351,7 @@ def writers(logs: Scuttleup) -> Iterator[Writers]:
 
 
 async def test_every_reader_gets_everything(logs: Scuttleup, read: Read, writers: Writers) -> None:
-    """Whenever it begins, while many threads write."""
+    """It does not matter when a reader begins, while many threads write."""
     # Each reader, with the heads just before it began and just after.
     begun: list[tuple[dict[str, int], Reader, dict[str, int]]] = []
     for number in range(0, 1500, 200):

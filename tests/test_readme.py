@@ -125,7 +125,7 @@ async def test_the_program_that_connects_gets_and_gives_what_there_is(tmp_path: 
     assert (out.rstrip(), err) == (b"Replicated(sent=2, received=1, refused={})", b"")
 
 
-async def test_the_program_on_node_gets_what_there_is_and_one_ctrl_c_ends_the_one_that_serves(
+async def test_the_program_on_node_gets_what_there_is_and_one_ctrl_c_ends_the_server(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "node").mkdir()

@@ -211,7 +211,7 @@ def test_an_unknown_mode_is_named(us: Peer, mode: Any) -> None:
 
 
 def test_data_to_send_comes_in_portions(new_peer: NewPeer) -> None:
-    """What waits to be written is memory."""
+    """All that is handed out and waits to be written takes memory."""
     stream = heard(new_peer("us", *[bytes(1000)] * 1000, bytes(1_000_000)), HELLO)
     sizes = [len(data) for data in iter(stream.data_to_send, b"")]
     assert sum(sizes) > 2_000_000
@@ -410,7 +410,7 @@ def test_a_change_that_the_modes_do_not_allow_is_an_error(us: Peer, ours: str, t
 
 
 def test_what_we_have_already_is_skipped(us: Peer) -> None:
-    """Also when it is another entry: what is here stays as it is."""
+    """It is skipped even if it is another entry: what is here stays as it is."""
     before = us.contents
     stream = heard(us, HELLO + encode_changes("us", 1, [b"no", b"no"]))
     stream.receive_data(encode_changes("near", 1, [b"no"]))
@@ -460,7 +460,7 @@ def test_some_seconds_of_fuzzing_find_nothing() -> None:
 
 
 def big_change(peer: str, seq: int) -> bytes:
-    """With an entry above the `max_entry` of `strict`."""
+    """The frame of a change whose entry is above the `max_entry` of `strict`."""
     return encode_changes(peer, seq, [bytes(300)])
 
 
@@ -622,7 +622,7 @@ def test_no_more_of_a_handshake_is_kept_than_we_could_ever_hold(us: Peer) -> Non
 
 
 def test_our_handshake_names_the_logs_that_fit(us: Peer, caplog: pytest.LogCaptureFixture) -> None:
-    """The original takes any number."""
+    """A database of the original may have any number of logs."""
     us.logs._store.heads.update((f"{n:040}", n) for n in range(1, 500_001))
     stream = us.logs.create_replication_stream()
     sizes = [len(data) for data in iter(stream.data_to_send, b"")]
@@ -740,7 +740,7 @@ def test_what_is_known_or_was_not_promised_is_not_waited_for(us: Peer, data: byt
     ids=["small ones", "a large one"],
 )
 def test_what_keeps_coming_is_waited_for(us: Peer, data: bytes) -> None:
-    """Known ones, too: others may have brought them meanwhile."""
+    """Known changes count as well, because others may have brought them meanwhile."""
     us.logs.write(("near", seq, b"x") for seq in range(2, 11))
     stream = promised(us, {"near": 20, "far": 1})
     for now, piece in enumerate(cut(data, [-(-len(data) // 20)])):

@@ -98,7 +98,7 @@ def test_trouble_is_one_line_and_status_1(tmp_path: Path, script: str) -> None:
 
 
 def test_importing_the_package_loads_neither_asyncio_nor_json() -> None:
-    """What a program does not use must not cost it its start."""
+    """A program starts without what it does not use."""
     code = (
         "import sys; before = set(sys.modules); import scuttleup;"
         "sys.exit({'asyncio', 'json', 'decimal'} & (set(sys.modules) - before) or None)"

@@ -73,7 +73,7 @@ async def test_a_relay_on_node_carries_a_signed_log_to_a_reader_that_checks_it(
 async def test_garbage_in_the_relay_harms_the_log_it_pretends_to_be_in_and_no_other(
     author: Scuttleup, relay: Original, reader: Scuttleup, tmp_path: Path
 ) -> None:
-    """Meeting after meeting, whoever comes, the author too."""
+    """That is so at every meeting, whoever comes. The author may come, too."""
     port = relay.listen()
     with scuttleup.open(tmp_path / "other.db", signed=True) as other:
         await meet(author, port)

@@ -226,7 +226,7 @@ def test_appending_goes_on_after_a_deletion(tmp_path: Path, deleted: list[int]) 
 
 
 def test_what_another_program_appended_is_noticed_before_more_is_signed(path: Path) -> None:
-    """As a program on Node would append it."""
+    """It appends as a program on Node would."""
     with scuttleup.open(path) as logs:
         logs._store.database.db.put(log_prefix(logs.id) + pack_seq(2), b"not signed")
     with scuttleup.open(path) as logs:
