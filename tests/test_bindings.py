@@ -136,7 +136,7 @@ def test_each_binding_names_damage(raw: Any, tmp_path: Path) -> None:
 
 
 def test_a_file_holds_every_byte_that_was_written(tmp_path: Path) -> None:
-    """Windows would put two bytes for a line's end, and end the file at 26."""
+    """In text mode, Windows would write two bytes for a line's end, and end the file at byte 26."""
     database = open_database(tmp_path / "logs.db")
     database.write_file("signing.key", key := bytes(range(32)))
     assert (tmp_path / "logs.db" / "signing.key").read_bytes() == key

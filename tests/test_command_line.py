@@ -587,7 +587,7 @@ os.write(terminal, b"the pager is gone")
 
 
 def test_a_program_that_reads_single_keys_gets_all_of_them(shell: Shell) -> None:
-    """As a pager does, which shares the terminal with the peer whose output it shows."""
+    """A pager does that, and shares the terminal with the peer whose output it shows."""
     Path("pager.py").write_text(PAGER)
     shell.type(f"{REPLICATE} | $PYTHON pager.py\n", "ready")
     for key in "abcdefghij":

@@ -176,7 +176,7 @@ class Remote:
         self.sock.close()
 
     def reset(self) -> None:
-        """Be gone at once, as a crash makes it: no EOF, no more reading."""
+        """Be gone at once, as after a crash: send no EOF, and read no more."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -229,7 +229,7 @@ async def over_tls() -> AsyncIterator[tuple[Stream, Stream]]:
 
 
 async def opened_pipe(read_fd: int, write_fd: int) -> Stream:
-    """As a program opens them that wants to replicate over its stdin and stdout."""
+    """Open pipes as a program does that wants to replicate over its stdin and stdout."""
     loop = asyncio.get_running_loop()
     reader = StreamReader()
     protocol = asyncio.StreamReaderProtocol(reader)
@@ -570,7 +570,7 @@ async def test_a_remote_that_listened_and_is_gone_is_noticed(
 
 
 async def test_a_one_shot_that_has_sent_all_listens_until_the_remote_ends(peer: MakeLogs) -> None:
-    """Closed before, with something unread, the kernel resets it, and the remote may lose data."""
+    """If we closed with something unread, the kernel would reset it, and the remote lose data."""
     async with met(peer("us", 1), live=False) as remote:
         await remote.meet()
         await remote.changes(1)
@@ -616,7 +616,7 @@ async def test_a_run_can_be_cancelled_while_it_lingers(peer: MakeLogs, limit: Li
 
 
 async def test_a_run_that_is_cancelled_twice_leaves_nothing_behind(peer: MakeLogs) -> None:
-    """Once while it runs and once while it cleans up, with bytes that the remote does not take."""
+    """It is cancelled as it runs and as it cleans up, with bytes that the remote does not take."""
     async with met(peer("us", 200, 10_000), HELLO, sockets=unix) as remote:
         await remote.unread(60_000)
         remote.run.cancel()
@@ -626,7 +626,7 @@ async def test_a_run_that_is_cancelled_twice_leaves_nothing_behind(peer: MakeLog
 
 
 async def test_a_cancel_in_the_moment_in_which_a_write_ends_is_not_lost(peer: MakeLogs) -> None:
-    """Where `asyncio.wait_for` of Python 3.10 and 3.11 forgets that it was cancelled."""
+    """In that moment `asyncio.wait_for` of Python 3.10 and 3.11 forgets that it was cancelled."""
 
     class Writer(StreamWriter):
         async def drain(self) -> None:

@@ -170,7 +170,7 @@ def test_an_iteration_that_ends_early_gives_no_shorter_snapshot(with_gaps: Any) 
 def test_ctrl_c_at_any_moment_gives_no_number_twice_and_hides_none_from_a_stream(
     db: Any, logs: Scuttleup, name: str
 ) -> None:
-    """Also when LevelDB, which Python cannot stop, took the write before the KeyboardInterrupt."""
+    """That holds even if LevelDB, which Python cannot stop, took the write before the interrupt."""
     stream = logs.create_read_stream(tail=True)
     logs.write([Change("them", 1, "so that their log is there")])
     seen: list[Change] = []
@@ -269,7 +269,7 @@ def interrupted(call: Callable[[], object], moment: int, *modules: ModuleType) -
 
 @contextmanager
 def full_disk(path: Path, room: int) -> Iterator[None]:
-    """For real: the kernel takes `room` more bytes for the journal, then refuses the rest."""
+    """Let the kernel take `room` more bytes for the journal, and refuse the rest."""
     resource = pytest.importorskip("resource", reason="Windows has no limit for a file's size")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = max(path.glob("*.log")).stat().st_size + room
@@ -283,7 +283,7 @@ def full_disk(path: Path, room: int) -> Iterator[None]:
 # Nothing of the record, a part of its header, of its entry, and more than a block of a batch.
 @pytest.mark.parametrize("room", [0, 3, 30, 40_000])
 def test_what_is_appended_after_the_disk_was_full_survives(tmp_path: Path, room: int) -> None:
-    """Since a write was cut off, LevelDB's next ones would be in the wrong place of the journal."""
+    """A write was cut off, so LevelDB's next ones would be in the wrong place of the journal."""
     path = tmp_path / "logs.db"
     logs = scuttleup.open(path, id="us", value_encoding="utf-8")
     before = logs.extend(f"before {i}" for i in range(100))
@@ -337,7 +337,7 @@ FULL, LAST = 1, 4  # the types that end a record
 
 
 def records(journal: bytes) -> Iterator[list[int]]:
-    """Where the headers of each record of a journal (or MANIFEST) are."""
+    """For each record of a journal (or MANIFEST), where its headers are."""
     headers: list[int] = []
     at = 0
     while at + HEADER <= len(journal):

@@ -187,5 +187,5 @@ EVERY = "".join(map(chr, range(0x110000)))
     "entry", [EVERY, bytes(range(256)), {EVERY: [EVERY]}], ids=["text", "bytes", "json"]
 )
 def test_no_control_character_reaches_the_output(entry: object) -> None:
-    """Such as an escape, a line's end, or a change of the direction of writing."""
+    """It could be an escape, a line's end, or a change of the direction of writing."""
     assert str(Change(EVERY, 1, entry)).isprintable()

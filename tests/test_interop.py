@@ -47,7 +47,7 @@ CHANGES = {
 def test_each_stores_what_the_other_does_and_reads_and_continues_it(
     tmp_path: Path, encoding: str, entries: list[Any]
 ) -> None:
-    """Node, we, Node: each appends all entries to one log, under one id."""
+    """Node, then we, then Node again append all entries to one log, under one id."""
     path, count = tmp_path / "shared.db", len(entries)
     every = [Change("foobar", seq, entry) for seq, entry in enumerate(entries * 3, 1)]
     texts = "utf-8" if encoding == "binary" else encoding  # Node's bytes would not pass as JSON
@@ -121,7 +121,7 @@ def test_the_original_lacks_the_newest_entry_that_we_deleted_and_we_know_its_num
 def test_what_the_original_appends_and_deletes_after_our_deletion_is_what_we_have(
     tmp_path: Path,
 ) -> None:
-    """The original gives number 2 out again, as it does; then our note of it is out of date."""
+    """The original gives out number 2 again, and then our note of it is out of date."""
     path = tmp_path / "logs.db"
     with scuttleup.open(path, id="us", value_encoding="utf-8") as logs:
         logs.extend(["one", "two"])

@@ -39,7 +39,7 @@ class Node(Original):
     path: Path  # of its database, which is a test's own
 
     def reopen(self, changes: Iterable[Change] = ()) -> None:
-        """Begin a new life of the database, with more changes in it, in less time than Node."""
+        """Close the database, store changes in it, and open it again, without a new process."""
         self.close()
         with open_leveldb(self.path) as db, Scuttleup(db) as logs:
             logs.write(changes)
@@ -79,7 +79,7 @@ def role(request: pytest.FixtureRequest) -> str:
 async def connected(
     node: Node, logs: Scuttleup, role: str = "server", ours: Side = LIVE, nodes: Side = LIVE
 ) -> AsyncIterator[asyncio.Task[Replicated]]:
-    """Connects the two and replicates. At the end we have to end, and Node has to end well."""
+    """Connect the two and replicate. When the block ends we have to end, and Node to end well."""
     if role == "server":
         port = node.listen(**nodes)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -201,7 +201,7 @@ async def test_one_shot_ends_if_what_node_promised_is_deleted_and_other_entries_
 async def test_one_shot_loses_nothing_when_node_is_busy_for_two_seconds(
     node: Node, logs: Scuttleup, db: Any
 ) -> None:
-    """What Node says then, on a connection that we had closed, would make it lose all unread."""
+    """If we had closed, what Node says then would make it lose all that it has not read."""
     logs.extend(["x" * 1000] * 2000)
     node.stall(2000, "Node's, after that")
     async with connected(node, logs, ours=ONE_SHOT) as replication:
@@ -235,7 +235,7 @@ async def test_a_relay_that_was_handed_bad_logs_still_brings_all_others(
 async def test_deleted_entries_leave_the_same_gaps_on_both_sides(
     node: Node, logs: Scuttleup, db: Any, role: str
 ) -> None:
-    """Our newest, too, which is promised and never comes. Node goes on with the one after it."""
+    """So does our newest, which is promised and never comes. Node goes on with the one after it."""
     node.write(log_of("node", 5))
     logs.extend(["ours"] * 5)
     for seq in (1, 3):

@@ -494,7 +494,7 @@ def test_wrong_input_is_named_and_changes_nothing(
 def test_a_write_in_the_middle_of_a_write_is_refused(
     fake: FakeDB, monkeypatch: pytest.MonkeyPatch, nested: Callable[[Scuttleup], object]
 ) -> None:
-    """As by a signal handler, which Python runs in the thread that it interrupts."""
+    """A signal handler can do that: Python runs it in the thread that it interrupts."""
     logs = Scuttleup(fake, id="us", value_encoding="utf-8")
     logs.append("one")
     with monkeypatch.context() as patch:

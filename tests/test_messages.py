@@ -271,7 +271,7 @@ DIGESTS = [string(1, peer) + b"\x10" + varint(seq) for peer, seq in HEADS]
 
 @pytest.mark.parametrize("digest", DIGESTS, ids=len)
 def test_a_digest_near_the_usual_one_is_read_as_protobuf_does(digest: bytes) -> None:
-    """Usual digests are not read field by field. What takes this short cut is to be one."""
+    """Usual digests are not read field by field. Nothing else may take this short cut."""
     for changed in [*changed_bytes(digest), digest + digest, digest + b"\x10\x05"]:
         assert_read_alike("Handshake", b"\x0a\x01g" + string(2, changed))
 
@@ -311,7 +311,7 @@ def test_a_group_is_an_error(group: str, read: Read) -> None:
 
 
 def test_a_change_is_not_taken_for_a_handshake() -> None:
-    """Protobuf would: a handshake's id is where a change has its peer, the rest is unknown."""
+    """Protobuf would: a handshake's id is where a change has its peer, and the rest is skipped."""
     with pytest.raises(ValueError, match="a change where the handshake has to be"):
         decode_handshake(GOOD)
 
@@ -344,7 +344,7 @@ def test_changes_are_the_same_however_they_are_cut(runs: list[Run], sizes: list[
 
 
 def test_a_run_of_one_log_comes_in_one_piece() -> None:
-    """What comes after it, the check and the store, takes its time for each run."""
+    """The check and the store, which come next, take their time for each run."""
     some = [b"%d" % seq for seq in range(1000)]
     of_all_sizes = [bytes(size) for size in [*range(300), 16_370, 0]]
     runs = [("far", 1, some), ("near", 7, some), ("far", 1, of_all_sizes)]
@@ -386,7 +386,7 @@ def test_frames_of_length_0_are_skipped(cutting: list[int]) -> None:
 
 @pytest.mark.parametrize("cutting", [[1], [10_000]], ids=["byte by byte", "at once"])
 def test_frames_of_length_0_before_the_handshake_are_skipped(cutting: list[int]) -> None:
-    """Kept, they would be memory without a limit, and read again with every byte that comes."""
+    """If they were kept, they would take memory without a limit, and be read at every byte."""
     decoder = Decoder()
     for piece in cut(b"\0" * 1000 + b"\x80\0" + encode_handshake("f", {}, "pull"), cutting):
         decoder.feed(piece)
@@ -447,7 +447,7 @@ def test_the_fields_of_a_skipped_change_come_in_any_order() -> None:
 
 
 def test_a_skipped_change_without_a_peer_or_a_number_is_an_error() -> None:
-    """As it would be if it were kept: it is not known what is missing now."""
+    """It is an error as if it were kept, because it is not known what is missing now."""
     entry = string(3, bytes(2000))
     for fields in b"\x10\x07", b"\x0a\x03far", b"\x10\x07\x23", b"\x0a\x03\xff\xff\xff":
         with pytest.raises(ValueError, match=r"peer or seq|wire type|codec"):

@@ -69,7 +69,7 @@ def test_the_id_of_a_new_database_survives(disk: Path) -> None:
 
 
 def test_every_synced_write_brings_all_before_it_to_the_disk(disk: Path) -> None:
-    """In any mixture, so that LevelDB begins a new journal before, in and after the synced one."""
+    """They are mixed so that LevelDB begins a journal before, in and after the synced one."""
     choose = random.Random(1)
     with scuttleup.open(disk / "logs.db") as logs:
         for _ in range(8):
@@ -84,7 +84,7 @@ def test_every_synced_write_brings_all_before_it_to_the_disk(disk: Path) -> None
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every file and folder that we bring to the disk, and every write."""
+    """The names of the files and folders that we bring to the disk, in order."""
     events: list[str] = []
     sync = scuttleup.database._sync
 
@@ -121,7 +121,7 @@ OLD = "000001.log"  # LevelDB leaves it alone until it writes a table
 def test_an_older_journal_is_brought_to_the_disk_where_it_matters_and_only_there(
     tmp_path: Path, fake: FakeDB, synced: list[str], syncs: list[bool], events: list[str], name: str
 ) -> None:
-    """Before the synced write, and after it, as LevelDB may begin a new journal for that."""
+    """It matters before a synced write, and after it, as LevelDB may begin a journal for that."""
     logs = Scuttleup(fake, id="us")
     (tmp_path / "logs.db" / OLD).touch()
     synced.clear()

@@ -94,7 +94,7 @@ async def settle() -> None:
 
 
 def take(stream: ReadStream, count: int) -> list[Change]:
-    """In a thread, so that a change that never comes is a failure and no endless wait."""
+    """Wait in a thread, so that a change that never comes is a failure and no endless wait."""
     return start(lambda: [next(stream) for _ in range(count)]).result(LIMIT)
 
 
@@ -393,7 +393,7 @@ def test_snapshots_are_whole_while_many_threads_write(logs: Scuttleup, writers: 
 # One log with large gaps, and many logs.
 @pytest.mark.parametrize(("peers", "length", "gap"), [(1, 100_000, 1000), (50_000, 1, 0)])
 async def test_reads_never_hold_the_event_loop(db: Any, peers: int, length: int, gap: int) -> None:
-    """In processor time of this thread: on a busy machine a clock would count others' work, too."""
+    """This is processor time of this thread. A clock would count what others do as well."""
     with db.write_batch() as batch:
         for number in range(peers):
             for key in change_keys(log_prefix(f"peer {number}"), 1, length):

@@ -96,7 +96,7 @@ async def running(folder: Path, *command: str) -> AsyncIterator[Process]:
 
 @asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[tuple[Process, str]]:
-    """The program that serves, when it does so, with one entry, and the port it has for 2014."""
+    """The program that serves, once it serves its one entry, and the port that it has for 2014."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with scuttleup.open(folder / "alice.db") as logs:

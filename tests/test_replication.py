@@ -339,7 +339,7 @@ def test_a_remote_that_ended_gets_the_rest(us: Peer, live: bool, ours: str, thei
 
 @pytest.mark.parametrize(("ours", "theirs"), [("sync", "pull"), ("push", "pull"), ("push", "sync")])
 def test_a_remote_that_only_listens_may_end_its_side(us: Peer, ours: str, theirs: str) -> None:
-    """The original does when it pulls or faces a push. It is still there, and live."""
+    """The original ends it when it pulls or faces a push. It is still there, and live."""
     stream = heard(us, encode_handshake("far", {}, theirs), mode=ours)
     stream.receive_data(b"")
     assert encode_changes("us", 1, [b"1", b"2"]) in all_of(stream)
@@ -448,7 +448,7 @@ def test_valid_traffic_with_any_bit_flipped_does_no_harm(new_peer: NewPeer) -> N
 
 
 def test_some_seconds_of_fuzzing_find_nothing() -> None:
-    """No entry changed, no gap in our own log, and no stream that goes on after an error."""
+    """No entry is changed, our own log gets no gap, and no stream goes on after an error."""
     program = Path(__file__).with_name("fuzz.py")
     run = subprocess.run(
         [sys.executable, str(program), "2"], capture_output=True, text=True, timeout=120
