@@ -44,6 +44,7 @@ async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     choose = random.Random(3)
+    was_cut = set()  # not `failures`: a peer takes the cut of an idle link for its end
     everybody = [new_logs(f"peer {i}", value_encoding="binary") for i in range(PEERS)]
     monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.001)
     monkeypatch.setattr(scuttleup.peer, "LONGEST_DELAY", 0.01)
@@ -59,13 +60,14 @@ async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
             for _ in range(CUTS):
                 await asyncio.sleep(choose.random() * 0.02)
                 if writers := [writer for peer in peers for writer in peer._connected]:
-                    choose.choice(writers).transport.abort()
+                    was_cut.add(writer := choose.choice(writers))
+                    writer.transport.abort()
 
         await asyncio.gather(cut(), *(append(logs, seed) for seed, logs in enumerate(everybody)))
         whole = {logs.id: logs.head[logs.id] for logs in everybody}
         await asyncio.gather(*(arrival(logs, whole) for logs in everybody))
 
-    assert sum(peer.failures for peer in peers) > 0.8 * CUTS, "the links were hardly cut"
+    assert len(was_cut) > 0.8 * CUTS, "the links were hardly cut"
     assert [text for text in caplog.messages if "the connection" not in text] == []
     changes = list(everybody[0].create_read_stream())
     assert len(changes) >= PEERS * ENTRIES
