@@ -23,8 +23,8 @@ MAX_ENTRY = MAX_FRAME - 269
 # Bytes of our own handshake. It names every log that we hold, so this also limits the number of
 # logs.
 MAX_HANDSHAKE = MAX_FRAME
-# Bytes that each log counts for in the handshake, at least. This is about what a log with a random
-# id takes, so there can be some 400,000 logs.
+# Bytes that each log counts for in the handshake, at least. A log with a random id takes 44, so there
+# can be some 380,000 of those.
 LOG_BYTES = 40
 
 # --- How much at once ---

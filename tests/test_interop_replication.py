@@ -182,22 +182,6 @@ async def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
     assert all_entries(node, db) == 2001
 
 
-async def test_one_shot_ends_if_what_node_promised_is_deleted_and_other_entries_go_on(
-    node: Node, logs: Scuttleup, monkeypatch: pytest.MonkeyPatch, role: str
-) -> None:
-    """What else comes is no sign that what was promised is still to come."""
-    monkeypatch.setattr(scuttleup.limits, "PROMISED", 0.5)
-    logs.append("ours")
-    node.write(log_of("deleted", 2))
-    node.delete("deleted", 2)
-    node.append_every(20, "Node's")
-    async with connected(node, logs, role, ONE_SHOT) as replication:
-        done, _ = await asyncio.wait({replication}, timeout=8)
-        assert done, "16 times the limit after the last promised entry"
-        await at_node(node, {"us": 1})
-    assert logs.head["deleted"] == 1
-
-
 async def test_one_shot_loses_nothing_when_node_is_busy_for_two_seconds(
     node: Node, logs: Scuttleup, db: Any
 ) -> None:

@@ -129,10 +129,6 @@ class Original:
         """Wait until the database has every log of `head` up to its number."""
         self.call("until", head)
 
-    def append_every(self, milliseconds: int, entry: Any) -> None:
-        """Begin to append `entry` again and again, for as long as the database is open."""
-        self.call("appendEvery", milliseconds, entry)
-
     def stall(self, milliseconds: int, entry: Any) -> None:
         """When the next entry is stored, do nothing at all for so long, then append `entry`."""
         self.call("stall", milliseconds, entry)

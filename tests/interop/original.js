@@ -12,7 +12,6 @@ const scuttleup = require('scuttleup')
 let db, logs, server
 let closing = false
 let connections = []
-let timers = []
 
 function call (method, ...args) {
   return new Promise((resolve, reject) => {
@@ -45,14 +44,12 @@ const methods = {
   },
   close: async () => {
     closing = true
-    timers.forEach(clearInterval)
     if (server) server.close()
     for (const { socket } of connections) socket.destroy()
     if (logs) await stored()
     if (db) await db.close()
     db = logs = server = null
     connections = []
-    timers = []
   },
 
   id: async () => logs.id,
@@ -79,8 +76,6 @@ const methods = {
     const lacks = ([peer, seq]) => !logs.head.some((h) => h.peer === peer && h.flushed >= seq)
     while (Object.entries(head).some(lacks)) await once(logs, 'flush')
   },
-  // Goes on for ever, an entry every so many milliseconds.
-  appendEvery: async (ms, entry) => { timers.push(setInterval(() => logs.append(entry), ms)) },
   // When the next entry is stored, does nothing for so many milliseconds, then appends `entry`.
   stall: async (ms, entry) => {
     logs.once('append', () => {
