@@ -23,7 +23,7 @@ MAX_ENTRY = MAX_FRAME - 269
 # Bytes of our own handshake. It names every log that we hold, so this also limits the number of
 # logs.
 MAX_HANDSHAKE = MAX_FRAME
-# Bytes that each log counts for in the handshake, at least. A log with a random id takes 44, so there
+# Bytes that each log counts for in the handshake, at least. One with a random id takes 44, so there
 # can be some 380,000 of those.
 LOG_BYTES = 40
 

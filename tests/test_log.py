@@ -310,6 +310,19 @@ def test_a_log_that_the_original_loses_breaks_no_other(db: Any, stranger: str, c
     assert strange.items() <= dict(db).items()
 
 
+@pytest.mark.parametrize(
+    ("stray", "first"), [("us\xff02", 1), ("us\xff05", 1), ("us\xff", 1), ("us\xfffd01", 131_300)]
+)
+def test_an_entry_that_is_missing_is_not_replaced_by_one_whose_key_lies_there(
+    db: Any, stray: str, first: int
+) -> None:
+    numbers = [seq for seq in range(first, first + 60) if seq != first + 2]
+    put_log(db, "us", numbers)
+    put_log(db, stray, [1], b"forged")
+    stream = Scuttleup(db, id="us").create_read_stream(since={"us": first - 1})
+    assert [c for c in stream if c.peer == "us"] == [("us", seq, b"x") for seq in numbers]
+
+
 def test_a_log_that_the_original_loses_is_not_taken_for_another(db: Any) -> None:
     put_log(db, "he", range(1, 21))
     put_log(db, "us\xffz", range(1, 21))
