@@ -16,10 +16,14 @@ calls into LevelDB and never during one. Whoever holds `reads` never waits for `
 cannot block each other.
 
 *A child process does not touch the files of its parent.* After a fork, parent and child would write
-to the same files, and LevelDB's own thread does not exist in the child, so that even dropping the
-LevelDB could wait for ever. So in the child every `Database` that was open refuses to be used. Its
-locks are made anew, because another thread may have held them, and the binding's object is never
-freed.
+to the same files. So in the child every `Database` that was open refuses to be used. Its locks are
+made anew, because another thread may have held them, and the binding's object is never freed.
+
+*No database waits for a thread that is not there.* LevelDB has one thread for all databases of a
+process, which it starts when there is something to compact. A child does not have it, and LevelDB
+does not know that: its next compaction, and with it a write or a close, would wait for ever. So
+before a fork we look for a thread that Python has not started. If there is one, or if the system
+does not tell, the child refuses to open any database.
 
 *Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
 the reason, and the binding's own error as its cause.
@@ -85,9 +89,14 @@ class Unreadable(Exception):
 # closed.
 ERRORS = (OSError, RuntimeError, Unreadable, *(binding.Error for binding in _BINDINGS))
 
-# The two reasons why a database can refuse to be used.
+# The reasons why a database can refuse to be used.
 _CLOSED = "these logs are closed"
 _FORKED = "these logs were opened in another process, before a fork: open them again in this one"
+# Why a child process can use no database at all.
+_NO_THREAD = (
+    "this process was forked when LevelDB had begun to work in the background, so it cannot use a "
+    "database: fork before you open logs, or start the process by 'spawn'"
+)
 
 # What a first run that was killed leaves where it was about to make a database. A new disk has a
 # folder "lost+found".
@@ -100,6 +109,10 @@ _OF_LEVELDB = re.compile(r"MANIFEST-\d+|\d+\.(log|ldb|sst|dbtmp)")
 _databases: weakref.WeakValueDictionary[int, Database] = weakref.WeakValueDictionary()
 # How many forks lie between the first process and this one.
 _forks = 0
+# Whether this process has ever used a LevelDB.
+_used = False
+# Whether LevelDB's thread may have run here at the last fork, and whether this process lacks it.
+_runs_thread = _lacks_thread = False
 # The id() of every LevelDB that was open at one of these forks. None of them is ever freed, so no
 # other object gets the same id().
 _inherited: set[int] = set()
@@ -127,11 +140,15 @@ class Database:
         self.folder = os.path.realpath(name)
         self._owned = owned
         # Why the database cannot be used, or None as long as it can.
-        self.refusal = _FORKED if id(self._whole) in _inherited else None
+        self.refusal = _NO_THREAD if _lacks_thread else None
+        if id(self._whole) in _inherited:
+            self.refusal = _FORKED
         # Whoever uses LevelDB holds one of the two. `close` takes both once.
         self.reads = threading.RLock()
         self.writes = threading.RLock()
         _databases[id(self)] = self
+        global _used
+        _used = True
 
     def ready(self) -> Any:
         """The LevelDB to use, for one who holds `reads` or `writes`.
@@ -281,6 +298,8 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
 
     Raises ValueError if `path` cannot be a path.
     """
+    if _lacks_thread:
+        raise ScuttleupError(_NO_THREAD)
     path = os.fsdecode(path)
     if not path or "\0" in path:
         raise ValueError(f"the path of a database is not {path!r}")
@@ -370,6 +389,9 @@ def _in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
     context, _, last = reason.rpartition(": ")
     if kind == "Corruption":
         return DamagedDatabase(f"{path} is damaged: {reason}")
+    if last == os.strerror(errno.EINVAL) and context.endswith((".ldb", ".sst")):
+        # LevelDB has looked behind the end of a table.
+        return DamagedDatabase(f"{path} is damaged: {os.path.basename(context)} is too short")
     if context.startswith("lock ") and last == "already held by process":
         return DatabaseError(f"{path} is open in this process already")
     if context.endswith("LOCK") and _is_held(context, last):
@@ -422,10 +444,24 @@ def _sync_file(file: int) -> None:
     os.fsync(file)
 
 
+def _before_fork() -> None:
+    """Look whether LevelDB's thread, which a child does not get, may run in this process."""
+    global _runs_thread
+    if _used:
+        # In a child, Python may still have the parent's number for the first thread. On Linux that
+        # thread has the number of the process.
+        known = {thread.native_id for thread in threading.enumerate()} | {os.getpid()}
+        try:
+            _runs_thread = not known.issuperset(map(int, os.listdir("/proc/self/task")))
+        except OSError:  # only Linux tells
+            _runs_thread = True
+
+
 def _after_fork() -> None:
-    """Refuse, in a child process, everything that the parent had open."""
-    global _forks
+    """Refuse, in a child process, everything that the parent had open, and more if need be."""
+    global _forks, _lacks_thread
     _forks += 1
+    _lacks_thread = _lacks_thread or _runs_thread
     databases = _live_databases()
     for database in databases:
         database.refusal = _FORKED
@@ -442,4 +478,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

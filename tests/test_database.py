@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -98,26 +98,28 @@ def test_any_kind_of_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.Mo
         assert logs.head == {logs.id: 606}
 
 
+KILLED = """
+import os, random, signal, sys, scuttleup
+for turn in range(150):
+    if not (child := os.fork()):
+        signal.setitimer(signal.ITIMER_REAL, random.Random(turn).uniform(0, float(sys.argv[2])))
+        scuttleup.open(f"{sys.argv[1]}/{turn}.db").append(b"first")
+        signal.pause()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGALRM
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no clock that kills a process")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_every_first_run_that_was_killed_leaves_a_database_that_opens(tmp_path: Path) -> None:
     begun = time.monotonic()
     with scuttleup.open(tmp_path / "whole.db") as logs:
         logs.append(b"first")
     whole = time.monotonic() - begun
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(whole)]
+    subprocess.run(command, check=True, timeout=LIMIT)
     half_made = 0
     for turn in range(150):
         path = tmp_path / f"{turn}.db"
-        child = os.fork()
-        if not child:
-            try:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.setitimer(signal.ITIMER_REAL, random.Random(turn).uniform(0, whole))
-                scuttleup.open(path).append(b"first")
-                signal.pause()
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGALRM
         half_made += path.exists() and not (path / "CURRENT").exists()
         with scuttleup.open(path) as logs:
             assert logs.append(b"next").seq <= 2
@@ -130,6 +132,14 @@ def test_every_first_run_that_was_killed_leaves_a_database_that_opens(tmp_path: 
 def exactly(path: object, reason: str) -> str:
     """The pattern of a whole message: the path and the reason, which may be a pattern itself."""
     return f"^{re.escape(str(path))} {reason}$"
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_table_that_was_cut_short_is_damage(database: Path, size: int) -> None:
+    os.truncate(min(database.glob("*.ldb")), size)
+    reason = r"is damaged: \d+\.ldb is too short"
+    with pytest.raises(DamagedDatabase, match=exactly(database, reason)):
+        list(scuttleup.open(database).create_read_stream())
 
 
 # What is done to a database, and what is said about it.

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from leveldb import open_leveldb
 from test_log import USES
 from waiting import LIMIT
 
@@ -96,24 +97,53 @@ def test_a_stream_of_the_parent_is_no_end_in_the_child(logs: Scuttleup, live: bo
     assert seen + [next(stream) for _ in range(999)] == changes
 
 
-def test_a_child_makes_and_opens_databases_of_its_own(tmp_path: Path) -> None:
+def in_new_process(check: Callable[[Path], None], folder: Path) -> None:
+    """Call a function of this file where LevelDB has not begun to work in the background."""
+    code = f"import pathlib, test_fork; test_fork.{check.__name__}(pathlib.Path({str(folder)!r}))"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, cwd=Path(__file__).parent, check=True, timeout=LIMIT)
+
+
+def check_children_with_databases_of_their_own(folder: Path) -> None:
     def work(depth: int) -> str:
-        with scuttleup.open(tmp_path / f"{depth}.db", id="us") as logs:
+        with scuttleup.open(folder / f"{depth}.db", id="us") as logs:
             logs.append(b"x")
             return in_child(lambda: work(depth - 1)) if depth else "done"
 
     assert work(4) == "done"
-    with scuttleup.open(tmp_path / "3.db") as logs:
+    with scuttleup.open(folder / "3.db") as logs:
         assert logs.head == {"us": 1}
 
 
-def test_what_the_parent_has_open_is_open_in_another_process_for_the_child(tmp_path: Path) -> None:
-    path = tmp_path / "logs.db"
+def test_a_child_makes_and_opens_databases_of_its_own(tmp_path: Path) -> None:
+    in_new_process(check_children_with_databases_of_their_own, tmp_path)
+
+
+def test_a_child_opens_nothing_where_leveldb_would_wait_for_its_thread(tmp_path: Path) -> None:
+    with scuttleup.open(tmp_path / "logs.db") as logs:
+        logs._store.database.db.compact_range()  # this starts the thread
+    for use in (
+        lambda: scuttleup.open(tmp_path / "logs.db"),
+        lambda: scuttleup.open(tmp_path / "new.db"),
+        lambda: Scuttleup(open_leveldb(tmp_path / "other.db")),
+    ):
+        result = in_child(use)
+        assert in_child(lambda: in_child(use)) == result  # noqa: B023
+        assert result.startswith("ScuttleupError: this process was forked when LevelDB had begun")
+    assert not (tmp_path / "new.db").exists()
+
+
+def check_what_the_parent_has_open(folder: Path) -> None:
+    path = folder / "logs.db"
     with scuttleup.open(path):
         refusal = f"DatabaseError: {path} is open in another process"
         assert in_child(lambda: scuttleup.open(path)) == refusal
         assert in_child(lambda: in_child(lambda: scuttleup.open(path))) == refusal
     assert in_child(lambda: scuttleup.open(path).close()) == "None"
+
+
+def test_what_the_parent_has_open_is_open_in_another_process_for_the_child(tmp_path: Path) -> None:
+    in_new_process(check_what_the_parent_has_open, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["reads", "writes"])
