@@ -20,6 +20,8 @@ from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
+from .errors import shown
+
 
 class Encoding(NamedTuple):
     """One way to make bytes of an entry, and an entry of bytes.
@@ -84,13 +86,13 @@ def _encode_binary(entry: bytes | str) -> bytes:
         return entry
     if isinstance(entry, str):
         return entry.encode()
-    raise TypeError(f"a 'binary' entry is bytes or str, not {entry!r}")
+    raise TypeError(f"a 'binary' entry is bytes or str, not {shown(entry)}")
 
 
 def _encode_utf8(entry: str) -> bytes:
     if isinstance(entry, str):
         return entry.encode()
-    raise TypeError(f"a 'utf-8' entry is a str, not {entry!r}")
+    raise TypeError(f"a 'utf-8' entry is a str, not {shown(entry)}")
 
 
 def _decode_utf8(entry: bytes) -> str:
@@ -111,7 +113,7 @@ def _encode_json(entry: Any) -> bytes:
         text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"a 'json' entry cannot be {entry!r}: {error}") from None
+        raise kind(f"a 'json' entry cannot be {shown(entry)}: {error}") from None
     return text.encode(errors="backslashreplace")
 
 

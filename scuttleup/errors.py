@@ -53,3 +53,15 @@ class DamagedDatabase(DatabaseError):
 
     Other logs than our own can be had again from any peer that holds them, in a new database.
     """
+
+
+def shown(value: object) -> str:
+    """The repr of a wrong `value` for an error to name it, cut after 300 characters.
+
+    If the value has none, because it is nested too deep for instance, its type is named.
+    """
+    try:
+        text = repr(value)
+    except Exception:
+        return f"what is a {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -30,6 +30,7 @@ from contextlib import suppress
 from itertools import repeat
 from operator import add
 
+from .errors import shown
 from .limits import LOG_BYTES, MAX_PEER, MAX_SEQ
 
 # Stands between the parts of a key.
@@ -60,11 +61,11 @@ def check_peer(peer: str) -> str:
     'foobar'
     """
     if not isinstance(peer, str):
-        raise TypeError(f"a peer id is a str, not {peer!r}")
+        raise TypeError(f"a peer id is a str, not {shown(peer)}")
     if not peer or not (peer.isascii() or max(peer) < "\xff"):
-        raise ValueError(f"a peer id is one or more characters below U+00FF, not {peer!r}")
+        raise ValueError(f"a peer id is one or more characters below U+00FF, not {shown(peer)}")
     if 2 * len(peer) > MAX_PEER and len(peer.encode()) > MAX_PEER:  # a short id is not encoded
-        raise ValueError(f"a peer id has at most {MAX_PEER} bytes of UTF-8, not {peer!r}")
+        raise ValueError(f"a peer id has at most {MAX_PEER} bytes of UTF-8, not {shown(peer)}")
     return peer
 
 
@@ -85,9 +86,9 @@ def check_seq(seq: int) -> int:
     an int in Python, but it is a mistake here.
     """
     if not isinstance(seq, int) or isinstance(seq, bool):
-        raise TypeError(f"an entry's number is an int, not {seq!r}")
+        raise TypeError(f"an entry's number is an int, not {shown(seq)}")
     if not 1 <= seq <= MAX_SEQ:
-        raise ValueError(f"an entry's number is 1 to {MAX_SEQ}, not {seq!r}")
+        raise ValueError(f"an entry's number is 1 to {MAX_SEQ}, not {shown(seq)}")
     return seq
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from os import PathLike
+from os import PathLike, fsdecode
 from os.path import exists
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from .authors import find_id, load_key
 from .changes import Change, Run, expand
 from .database import Database, open_database
 from .encodings import find_encoding
+from .errors import shown
 from .keys import check_peer, check_seq
 from .limits import MAX_ENTRY
 from .read_stream import ReadStream
@@ -58,7 +59,7 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
 
 
 class _Path(NamedTuple):
-    """What `open` hands to `Scuttleup`, which looks at all options before anything is made."""
+    """What `open` hands to `Scuttleup`, which looks at all options before it makes a folder."""
 
     path: str | bytes | PathLike[Any]
     signed: bool
@@ -122,7 +123,7 @@ class Scuttleup:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
         # Asked by replications. The user gets the change as it can be read, not as it is stored.
         self._verify = verify and (lambda change: verify(self._decoded(change)))
-        if isinstance(db, _Path) and not exists(db.path):
+        if isinstance(db, _Path) and not exists(fsdecode(db.path)):
             # Nothing is made if no log can have these options. The key of a log that is to be
             # signed is made later; any other stands in for it here.
             find_id(None, id, bytes(KEY_BYTES) if db.signed and key is None else key, only_signed)
@@ -173,7 +174,9 @@ class Scuttleup:
         2
         """
         if isinstance(entries, (str, bytes)):
-            raise TypeError(f"entries is an iterable of entries, not the one entry {entries!r}")
+            raise TypeError(
+                f"entries is an iterable of entries, not the one entry {shown(entries)}"
+            )
         entries = list(entries)
         first = self._store.extend(self._encoding.encode_all(entries), sync)
         return list(expand(self._store.id, first, entries))
@@ -217,7 +220,7 @@ class Scuttleup:
             try:
                 peer, seq, entry = change
             except (TypeError, ValueError):
-                raise TypeError(f"a change is (peer, seq, entry), not {change!r}") from None
+                raise TypeError(f"a change is (peer, seq, entry), not {shown(change)}") from None
             # A change that follows the one before in the same log goes into the same run.
             if not runs or (peer, seq) != (runs[-1].peer, runs[-1].first + len(entries)):
                 entries = []
@@ -246,7 +249,7 @@ class Scuttleup:
         {peer: 'foobar', seq: 2, entry: 'hello world'}
         """
         if since is not None and not isinstance(since, Mapping):
-            raise TypeError(f"since maps peer ids to numbers, as head does, not {since!r}")
+            raise TypeError(f"since maps peer ids to numbers, as head does, not {shown(since)}")
         since = dict(since or {})
         for peer, seq in since.items():
             check_peer(peer)
@@ -268,6 +271,8 @@ class Scuttleup:
 
         See `ReplicationStream` for what to do with it.
         """
+        if not callable(wake):
+            raise TypeError(f"wake is a function, not {wake!r}")
         return ReplicationStream(self._store, mode=mode, live=live, verify=self._verify, wake=wake)
 
     async def replicate(

@@ -156,6 +156,8 @@ class Peer:
         tls: Tls | None = None,
         max_connections: int = limits.MAX_CONNECTIONS,
     ) -> None:
+        if not isinstance(logs, Scuttleup):
+            raise TypeError(f"logs are a Scuttleup, not {logs!r}")
         if mode not in MODES:
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         if not isinstance(max_connections, int) or max_connections < 1:

@@ -375,7 +375,7 @@ class ReplicationStream:
         # The stream counts as failed until all of this went well.
         self._failed = True
         try:
-            if not data:
+            if len(data) == 0:
                 self._receive_end()
             self._decoder.feed(data)
             self._since_progress += len(data)

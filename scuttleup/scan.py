@@ -69,7 +69,7 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
 
     Returns them, cut into runs without gaps, and the number up to which the log has now been read;
     that is `last` when there is no more. At most about RUN_ENTRIES entries are read, and no more of
-    them once those above SMALL bytes have RUN_BYTES in all. Nothing is read that belongs to another log.
+    them once those above SMALL bytes have RUN_BYTES in all. Nothing of another log is given out.
 
     Raises Unreadable, or an error of the binding, if a part of the log cannot be read.
 

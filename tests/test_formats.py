@@ -139,6 +139,21 @@ def test_a_number_that_json_does_not_have_is_refused(number: float) -> None:
         JSON.encode(number)
 
 
+class Unprintable:
+    def __repr__(self) -> str:
+        raise KeyError
+
+
+def test_an_entry_that_cannot_even_be_shown_is_refused_by_its_type() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="a 'json' entry cannot be what is a list: "):
+        JSON.encode(deep)
+    with pytest.raises(TypeError, match="a 'utf-8' entry is a str, not what is a Unprintable"):
+        UTF8.encode(Unprintable())
+
+
 NO_JSON = [b"", b"{", b"'a'", b"1 2", b"\xff", b"NaN", b"-Infinity"]
 NO_JSON += [b"[" * 200_000]  # any peer can send it, and a RecursionError would end its reader
 

@@ -445,6 +445,7 @@ async def refuse_later(change: Change) -> bool:
     ("options", "error", "named"),
     [
         ({"id": "bob", "signed": True}, ValueError, "'bob'"),
+        ({"path": None}, TypeError, "not NoneType"),
         ({"id": ""}, ValueError, "''"),
         ({"id": "ed25519.short"}, ValueError, "'ed25519.short'"),
         ({"key": b"short"}, ValueError, "not 5"),
@@ -463,7 +464,7 @@ def test_a_wrong_option_is_named_and_makes_no_database(
     tmp_path: Path, options: dict[str, Any], error: type[Exception], named: str
 ) -> None:
     with pytest.raises(error, match=named):
-        scuttleup.open(tmp_path / "new.db", **options)
+        scuttleup.open(**{"path": tmp_path / "new.db", **options})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -481,6 +482,9 @@ WRONG: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     (lambda logs: logs.extend(b"bytes"), TypeError, "b'bytes'"),
     (lambda logs: logs.extend(entry for _, _, entry in failing()), ZeroDivisionError, "middle"),
     (lambda logs: logs.write(failing()), ZeroDivisionError, "middle"),
+    (lambda logs: logs.append(bytearray(1000)), TypeError, r"a str, not bytearray\(.{290}…$"),
+    (lambda logs: logs.create_replication_stream(wake=None), TypeError, "not None"),
+    (lambda logs: logs.create_replication_stream().receive_data(None), TypeError, "NoneType"),
     (lambda logs: logs.entry("us", 1, value_encoding="xml"), ValueError, "'xml'"),
     (lambda logs: logs.write([Change("b", 1, "x"), Change("c", 1, b"y")]), TypeError, "b'y'"),
     (lambda logs: logs.write([Change("b", 1, "x"), ("b", 2.0, "y")]), TypeError, "2.0"),

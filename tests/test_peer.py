@@ -506,6 +506,7 @@ def test_files_that_are_no_certificates_are_named(new_certificates: NewCertifica
     ("arguments", "error", "named"),
     [
         ({}, ValueError, "needs an address"),
+        ({"logs": "logs.db", "listen": HERE}, TypeError, "'logs.db'"),
         ({"listen": "127.0.0.1:2014"}, TypeError, "127.0.0.1:2014"),
         ({"listen": ("127.0.0.1", "2014")}, TypeError, "'2014'"),
         ({"listen": ("", 2014)}, ValueError, "''"),
@@ -523,7 +524,7 @@ def test_wrong_arguments_are_named(
     arguments: dict[str, Any], error: type[Exception], named: str, logs: Scuttleup
 ) -> None:
     with pytest.raises(error, match=named):
-        Peer(logs, **arguments)
+        Peer(**{"logs": logs, **arguments})
 
 
 async def test_an_address_that_it_cannot_listen_on_is_named(
