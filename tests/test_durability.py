@@ -501,3 +501,14 @@ def test_a_bit_that_flips_while_the_logs_are_open_gives_no_wrong_entry_and_no_sh
         assert 0 < errors < 200, "one block of 4 KiB cannot be read"
         flip_byte(table, at, mask)
     assert list(logs.create_read_stream()) == changes
+
+
+def test_the_only_entry_of_a_log_is_checked_when_it_is_read(db: Any, tmp_path: Path) -> None:
+    """A few entries are looked up one by one, and not by going through the table."""
+    logs = Scuttleup(db)
+    [change] = logs.extend([random.Random(1).randbytes(80)])
+    db.compact_range()
+    [table] = (tmp_path / "logs.db").glob("*.ldb")
+    flip_byte(table, table.read_bytes().index(change.entry), 1)
+    with pytest.raises(DamagedDatabase):
+        list(logs.create_read_stream())
