@@ -60,6 +60,8 @@ FEW = 4
 # The size of entries that `read_runs` need not count, because RUN_ENTRIES of them have no more than
 # RUN_BYTES. That makes up for the time in which it looks at their keys.
 SMALL = RUN_BYTES // RUN_ENTRIES
+# The last byte of a separator. No number has it.
+_MARK = SEPARATOR[-1:]
 # What is wrong with a database in which an iteration ended before the key of the id.
 _CUT_SHORT = "a part of it cannot be read"
 
@@ -100,7 +102,8 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
         # See "How gaps are found" above. To look at each key by itself would take a fifth of the
         # time. If the iteration ended early, the next call finds out why.
         count = len(keys)
-        all_ours = b"".join(keys).count(SEPARATOR) == 2 * count
+        # One byte of a separator is counted in less than half of the time that both bytes take.
+        all_ours = b"".join(keys).count(_MARK) == count * prefix.count(_MARK)
         if all_ours and keys[-1:] == [prefix + pack_seq(after + count)]:
             return [Run(peer, after + 1, entries)], after + count
         # There are gaps, so the same entries are read again, this time with their numbers.
