@@ -12,7 +12,6 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
-import trustme
 from leveldb import FakeDB, open_leveldb
 
 import scuttleup
@@ -85,6 +84,7 @@ def new_logs(tmp_path: Path) -> Iterator[Callable[..., Scuttleup]]:
 @pytest.fixture
 def new_certificates(tmp_path: Path) -> Callable[[], list[str]]:
     """Makes the files that `load_tls` takes, with an authority of their own at each call."""
+    import trustme  # imported here, as only tests of TLS need it
 
     def make() -> list[str]:
         authority = trustme.CA()
