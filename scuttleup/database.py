@@ -94,8 +94,8 @@ _CLOSED = "these logs are closed"
 _FORKED = "these logs were opened in another process, before a fork: open them again in this one"
 # Why a child process can use no database at all.
 _NO_THREAD = (
-    "this process was forked when LevelDB had begun to work in the background, so it cannot use a "
-    "database: fork before you open logs, or start the process by 'spawn'"
+    "this process was forked when LevelDB may have begun to work in the background, so it cannot "
+    "use a database: fork before you open logs, or start the process by 'spawn'"
 )
 
 # What a first run that was killed leaves where it was about to make a database. A new disk has a
