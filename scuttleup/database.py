@@ -22,8 +22,8 @@ made anew, because another thread may have held them, and the binding's object i
 *No database waits for a thread that is not there.* LevelDB has one thread for all databases of a
 process, which it starts when there is something to compact. A child does not have it, and LevelDB
 does not know that: its next compaction, and with it a write or a close, would wait for ever. So
-before a fork we look for a thread that Python has not started. If there is one, or if the system
-does not tell, the child refuses to open any database.
+before a fork we look for a thread that Python does not know. If there is one, or if the system does
+not tell, the child refuses to open any database.
 
 *Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
 the reason, and the binding's own error as its cause.
@@ -55,6 +55,7 @@ import os
 import re
 import sys
 import threading
+import time
 import weakref
 from contextlib import suppress
 from functools import partial
@@ -62,6 +63,7 @@ from importlib import import_module
 from typing import Any
 
 from .errors import DamagedDatabase, DatabaseError, ScuttleupError
+from .limits import THREAD_SECONDS
 
 # Every binding that is installed. Usually that is one. A program may have both, and hand us a
 # database of either.
@@ -140,9 +142,8 @@ class Database:
         self.folder = os.path.realpath(name)
         self._owned = owned
         # Why the database cannot be used, or None as long as it can.
-        self.refusal = _NO_THREAD if _lacks_thread else None
-        if id(self._whole) in _inherited:
-            self.refusal = _FORKED
+        inherited = id(self._whole) in _inherited
+        self.refusal = _FORKED if inherited else _NO_THREAD if _lacks_thread else None
         # Whoever uses LevelDB holds one of the two. `close` takes both once.
         self.reads = threading.RLock()
         self.writes = threading.RLock()
@@ -447,14 +448,25 @@ def _sync_file(file: int) -> None:
 def _before_fork() -> None:
     """Look whether LevelDB's thread, which a child does not get, may run in this process."""
     global _runs_thread
-    if _used:
-        # In a child, Python may still have the parent's number for the first thread. On Linux that
-        # thread has the number of the process.
-        known = {thread.native_id for thread in threading.enumerate()} | {os.getpid()}
-        try:
-            _runs_thread = not known.issuperset(map(int, os.listdir("/proc/self/task")))
-        except OSError:  # only Linux tells
-            _runs_thread = True
+    # Once it runs, it never ends.
+    if not _used or _runs_thread:
+        return
+    end = time.monotonic() + THREAD_SECONDS
+    while (unknown := _has_unknown_thread()) and time.monotonic() < end:
+        # A thread of Python's is unknown for a moment while it begins and when it has ended.
+        time.sleep(0.001)
+    _runs_thread = unknown
+
+
+def _has_unknown_thread() -> bool:
+    """Whether there is a thread here that Python does not know, or the system does not tell."""
+    try:
+        threads = set(map(int, os.listdir("/proc/self/task")))  # only Linux has this
+    except OSError:
+        return True
+    # In a child, Python may still have the parent's number for the first thread. It has the number
+    # of the process.
+    return not threads <= {thread.native_id for thread in threading.enumerate()} | {os.getpid()}
 
 
 def _after_fork() -> None:

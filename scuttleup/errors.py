@@ -10,6 +10,10 @@ What a remote does wrong never looks like a mistake of the program here. h11 tel
 the same way, with `RemoteProtocolError` and `LocalProtocolError`.
 """
 
+from __future__ import annotations
+
+from .limits import MAX_REPR
+
 
 class ScuttleupError(Exception):
     """The base of every error that this package defines.
@@ -56,7 +60,7 @@ class DamagedDatabase(DatabaseError):
 
 
 def shown(value: object) -> str:
-    """The repr of a wrong `value` for an error to name it, cut after 300 characters.
+    """The repr of a wrong `value` for an error to name it, cut after MAX_REPR characters.
 
     If the value has none, because it is nested too deep for instance, its type is named.
     """
@@ -64,4 +68,4 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:
         return f"what is a {type(value).__name__}"
-    return text if len(text) <= 300 else f"{text[:300]}…"
+    return text if len(text) <= MAX_REPR else f"{text[:MAX_REPR]}…"

@@ -57,6 +57,8 @@ MAX_LEFT_OUT = 100_000
 MAX_NAMED = 20
 # Characters that are shown of a peer id that a remote chose. Random ids and signed ids are shorter.
 MAX_SHOWN = 64
+# Characters of a wrong value that an error shows. A printable peer id is shown whole.
+MAX_REPR = 300
 
 # --- What is sent in one turn of an event loop ---
 
@@ -85,6 +87,12 @@ PROGRESS_BYTES = 64 * 1024
 PROMISED = 5
 # How long the remote may go on to read what we sent, after we have ended our side.
 LINGER = 10
+
+# --- How long we wait for ourselves, in seconds ---
+
+# How long a fork waits for a thread of Python's that is beginning or has just ended, so that it is
+# not taken for that of LevelDB. Such a moment is much shorter.
+THREAD_SECONDS = 0.05
 
 # --- Connections of a `Peer` ---
 

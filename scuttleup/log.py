@@ -167,7 +167,7 @@ class Scuttleup:
     def extend(self, entries: Iterable[Any], *, sync: bool | None = None) -> list[Change]:
         """Append many entries in one atomic step: all are stored or, if this raises, none.
 
-        Returns their changes. Raises as `append` does. It is two to three times as fast as single
+        Returns their changes. Raises as `append` does. It is two to four times as fast as single
         appends.
 
         >>> logs.extend(["a", "b"])[-1].seq

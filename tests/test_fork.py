@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -117,6 +119,18 @@ def check_children_with_databases_of_their_own(folder: Path) -> None:
 
 def test_a_child_makes_and_opens_databases_of_its_own(tmp_path: Path) -> None:
     in_new_process(check_children_with_databases_of_their_own, tmp_path)
+
+
+def check_a_thread_that_is_about_to_end(folder: Path) -> None:
+    scuttleup.open(folder / "logs.db").close()
+    _thread.start_new_thread(time.sleep, (0.005,))  # `threading` does not know it, as at its end
+    assert in_child(lambda: scuttleup.open(folder / "logs.db").close()) == "None"
+
+
+def test_a_thread_of_python_that_ends_at_the_fork_is_not_taken_for_that_of_leveldb(
+    tmp_path: Path,
+) -> None:
+    in_new_process(check_a_thread_that_is_about_to_end, tmp_path)
 
 
 def test_a_child_opens_nothing_where_leveldb_would_wait_for_its_thread(tmp_path: Path) -> None:
