@@ -1,9 +1,9 @@
-"""Signed logs in the store: how our own goes on, and how much of another is its author's.
+"""Signed logs in the store: how our own goes on, and what is known of any of them.
 
 Theory of operation
 -------------------
 
-`signing.py` answers both questions if it knows one thing, the *link*: the SHA-256 of the entry
+`signing.py` signs and checks entries if it knows one thing, the *link*: the SHA-256 of the entry
 before, as that is stored. So the link after the head of each log is needed. It is not kept in
 memory, because it can be computed from the newest entry in LevelDB, and a hash takes less time than
 a signature. If the newest entry is deleted, the same batch stores its hash under a key of its own.
@@ -11,20 +11,12 @@ a signature. If the newest entry is deleted, the same batch stores its hash unde
 *Our own log* goes on from our newest entry. Before the first entry is signed, two things are
 checked: the secret key is that of the log, and the newest entry is signed. A program that knows
 nothing of signatures may have appended to this database, and other peers would refuse whatever we
-signed on top of that. From then on the link of the next entry is remembered. It is used only while
-the head is where it was then; else the link is read anew. So a write that failed does no harm. The
-link is forgotten when entries of our own log come in from others, as after a backup was restored:
-the head may then be where a failed write would have brought it, with another entry.
-
-*Other logs* are checked as they come in, before they are stored. That takes time, so it is done
-without a lock, and the store compares the link of the first entry once more if a head has moved in
-the meantime.
+signed on top of that. The link is read anew for each write, so a write that failed does no harm.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
 
 from .changes import Run
 from .database import Database, Unreadable
@@ -48,7 +40,7 @@ KEY_FILE = "signing.key"
 
 
 class Authors:
-    """Signs our own entries, and finds out which entries of others are their author's.
+    """Signs our own entries, and knows what to check those of others against.
 
     `id` is our own log. `key` is its secret key, or None if the log is not signed or the key is not
     here. With `only_signed`, no log of others is taken that is not signed.
@@ -61,8 +53,6 @@ class Authors:
         self._only_signed = only_signed
         # Made when the first entry is signed, as that needs PyNaCl and the check in `_make_signer`.
         self._signer: Signer | None = None
-        # The number of our newest entry and the link after it, from the last time that we signed.
-        self._newest: tuple[int, bytes] | None = None
 
     def seal(self, head: int, entries: list[bytes]) -> list[bytes]:
         """Our own `entries`, from number `head` + 1 on, as they are stored.
@@ -72,21 +62,13 @@ class Authors:
         """
         if self._signer is None:
             self._signer = self._make_signer(head)
-        if self._newest is None or self._newest[0] != head:
-            link = self.link_after(self._id, head)
-            if link is None:
-                raise ScuttleupError(
-                    f"entry {head} of our own log {self._id!r} is missing, so the next one cannot "
-                    "be signed: replicate with a peer that has it, or begin a new log"
-                )
-            self._newest = head, link
-        sealed, link = self._signer.seal(head + 1, entries, self._newest[1])
-        self._newest = head + len(sealed), link
-        return sealed
-
-    def forget(self) -> None:
-        """Forget what our newest entry is: somebody else wrote it, or it may not be written."""
-        self._newest = None
+        link = self.link_after(self._id, head)
+        if link is None:
+            raise ScuttleupError(
+                f"entry {head} of our own log {self._id!r} is missing, so the next one cannot be "
+                "signed: replicate with a peer that has it, or begin a new log"
+            )
+        return self._signer.seal(head + 1, entries, link)[0]
 
     def _make_signer(self, head: int) -> Signer:
         """The signer of our log, whose newest entry is number `head`.
@@ -142,50 +124,6 @@ class Authors:
         if is_odd(peer):
             return "begins like a public key and is none"
         return "" if pynacl_installed() else "cannot be checked without PyNaCl"
-
-    def prove(
-        self, runs: Iterable[Run], heads: Mapping[str, int], refused: dict[str, str]
-    ) -> tuple[list[Run], dict[str, int]]:
-        """Find which of `runs` may be stored, as far as signatures say.
-
-        `heads` has the last number of each log. The runs of one log come in order. What a signed
-        log has up to its head is left out, and so are logs in `refused`. The reason for every other
-        refusal is added to `refused`, by peer.
-
-        Returns the runs, or parts of them, that may be stored, and the heads of the signed logs
-        that were assumed. If one of these heads moves before the runs are stored, the store has to
-        look at the first link once more.
-        """
-        proven: list[Run] = []
-        proven_at: dict[str, int] = {}
-        # For each signed log: the number of the last entry that was proven here, and the link after
-        # it.
-        ends: dict[str, tuple[int, bytes | None]] = {}
-        for peer, first, entries in runs:
-            if peer in refused:
-                continue
-            if reason := self.refusal(peer):
-                refused[peer] = reason
-                continue
-            if not peer.startswith(PREFIX):
-                proven.append(Run(peer, first, entries))
-                continue
-            if peer not in ends:
-                proven_at[peer] = head = heads.get(peer, 0)
-                ends[peer] = head, self.link_after(peer, head)
-            head, link = ends[peer]
-            if first <= head:
-                entries = entries[head + 1 - first :]
-                first = head + 1
-            if not entries:
-                continue
-            checked = check(Run(peer, first, entries), link if first == head + 1 else None)
-            if checked.proven:
-                proven.append(Run(peer, first, entries[: checked.proven]))
-                ends[peer] = first + checked.proven - 1, checked.link
-            if checked.fault:
-                refused[peer] = checked.fault
-        return proven, proven_at
 
 
 def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: bool) -> str:

@@ -19,8 +19,8 @@ modes let us: a side in mode "pull" sends none, and a side in mode "push" gets n
 
 *What we know of the remote* is `since`, the last number that it has of each log. It begins with the
 digests of the remote and grows with what the remote sends and with what we send. The follower finds
-out what we have to send, and leaves out what `since` says. So that no change goes back to where it
-came from, `since` is raised before the store gets the change and tells the followers.
+out what we have to send, and leaves out what `since` says. No change goes back to where it came
+from, because `since` is raised before the follower is asked again.
 
 *What we wait for.* A stream that is not live waits for what the remote promised: every number of
 its digests above our heads. A promise is over when our head has reached it, whoever brought it;
@@ -35,14 +35,14 @@ but not the remote, its end means nothing, because the original then ends its si
 on listening.
 
 *What is wrong with one log harms that log alone.* An entry may be too large, have the number 0, not
-be signed by the author of a signed log, or leave a gap in our own log. Then that log is left out on
-this connection with everything that follows in it, because what follows would leave a gap here for
-good. `_left_out` remembers such logs; the store, which finds the last two faults, adds to it. A log
-that is not here yet may be one that we cannot take: its id is not valid, there is no room for it,
-or only signed logs are taken. It is left out as well, and need not be remembered, because the same
-is found again with each of its changes. Everything else on the connection goes on. A relay sends
-what it holds at every meeting. So if a bad log were an error, a stranger who hands a bad log to a
-relay could cut it off from its peers for good.
+be signed by the author of a signed log, or leave a gap in our own log; or there is no room for
+another log. Then that log is left out on this connection with everything that follows in it,
+because what follows would leave a gap here for good. `_left_out` remembers such logs; the store
+finds most of these faults. A log that is not here yet may be one that we cannot take: its id is not
+valid, or only signed logs are taken. It is left out as well, and need not be remembered, because
+the same is found again with each of its changes. Everything else on the connection goes on. A relay
+sends what it holds at every meeting. So if a bad log were an error, a stranger who hands a bad log
+to a relay could cut it off from its peers for good.
 
 A ProtocolError is for what cannot be read, for a remote with our own id, for a change that the
 modes forbid, for what `verify` says no to, and for half a frame that does not grow.
@@ -197,7 +197,7 @@ class ReplicationStream:
         self._promise_stands, self._frame_stands = Standstill(), Standstill()
 
         # The logs that are left out on this connection, and why. An entry of theirs is missing here
-        # now, so nothing more is taken from the remote. The store adds to it.
+        # now, so nothing more is taken from the remote.
         self._left_out: dict[str, str] = {}
         # The logs of ours that are not sent any further, as their next entry is too large.
         self._unsendable: set[str] = set()
@@ -395,8 +395,9 @@ class ReplicationStream:
         """Note what the remote has of one log, and what it promises with that."""
         head = self._store.heads.get(peer, 0)
         if not head and peer != self._store.id and peer not in self._since:
-            if reason := self._objection(peer, self._room):
-                self._name(peer, reason)
+            reason = self._objection(peer)
+            if reason or log_bytes(peer) > self._room:
+                self._name(peer, reason or "there is no room for another log")
                 return
             self._room -= log_bytes(peer)
         # Such a digest promises nothing.
@@ -425,10 +426,7 @@ class ReplicationStream:
 
         It calls few functions, because each change may be of another log: some 5,000 in a turn.
         """
-        store, since = self._store, self._since
-        own, heads, room = store.id, store.heads, store.room
-        # What `since` said of the logs in `runs` before. A log that the store refuses gets it back.
-        before: dict[str, int] = {}
+        heads, left_out = self._store.heads, self._left_out
         runs: list[Run] = []
         # The logs that are left out after `runs` are stored, and why.
         bad: dict[str, str] = {}
@@ -436,56 +434,45 @@ class ReplicationStream:
             for peer, first, entries in self._decoder.changes():
                 if not self._receives:
                     raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
-                if peer in self._left_out or peer in bad:
+                if peer in left_out or peer in bad:
                     continue
-                if peer not in heads and peer not in before and peer != own:
-                    if reason := self._objection(peer, room):
-                        self._name(peer, reason)
-                        continue
-                    room -= log_bytes(peer)
-                if not first or not entries:
-                    large = f"entry {first} has more than {store.max_entry} bytes"
+                if peer not in heads and (reason := self._objection(peer)):
+                    self._name(peer, reason)
+                elif first and entries:
+                    runs.append(Run(peer, first, entries))
+                    if not self._live:
+                        self._note_progress(peer, first, first + len(entries) - 1)
+                else:
+                    large = f"entry {first} has more than {self._store.max_entry} bytes"
                     bad[peer] = large if first else "an entry has the number 0"
-                    continue
-                runs.append(Run(peer, first, entries))
-                last = first + len(entries) - 1
-                if not self._live:
-                    self._note_progress(peer, first, last)
-                # `since` is raised before the store tells our follower of the change, which is not
-                # to send it back.
-                had = since.get(peer, 0)
-                before.setdefault(peer, had)
-                if last > had:
-                    since[peer] = last
         finally:
             # This happens after an error, too: what came before it is stored.
             if runs:
-                self._write(runs, before)
+                self._write(runs, bad)
             for peer, reason in bad.items():
                 self._refuse(peer, reason)
 
-    def _write(self, runs: list[Run], before: dict[str, int]) -> None:
-        """Store what one read brought, in one batch, without what the store refuses.
+    def _write(self, runs: list[Run], bad: dict[str, str]) -> None:
+        """Store what one read brought, in one batch. The reasons for what is refused go to `bad`.
 
         Signatures are checked before `verify` is asked, so nobody's garbage in a signed log can end
-        a connection. `before` has what `since` said of these logs before.
+        a connection.
         """
-        known = len(self._left_out)
-        proven, proven_at = self._store.prove(runs, self._left_out)
-        accepted = [] if self._verify else proven
+        accepted = [] if self._verify else runs
         try:
-            for peer, first, entries in proven if self._verify else ():
+            for peer, first, entries in self._store.approve(runs, bad) if self._verify else ():
                 accepted.append(Run(peer, first, kept := []))
                 for change in expand(peer, first, entries):
                     _ask(self._verify, change)
                     kept.append(change.entry)
         finally:
-            self._received += self._store.write_proven(accepted, proven_at, self._left_out)
-        for peer, reason in list(islice(self._left_out.items(), known, None)):
-            # The follower has not been asked since, so what `since` says can still be put right.
-            stored = min(self._since[peer], self._store.heads.get(peer, 0))
-            self._since[peer] = max(before[peer], stored)
-            self._refuse(peer, reason)
+            self._received += self._store.write(accepted, refused=bad)
+        # Our follower is asked only after this, so it does not send back what the remote has sent.
+        since, heads = self._since, self._store.heads
+        for peer, first, entries in runs:
+            last = min(first + len(entries) - 1, heads.get(peer, 0))
+            if last > since.get(peer, 0):
+                since[peer] = last
 
     def _note_progress(self, peer: str, first: int, last: int) -> None:
         """Note changes that the remote promised, and that it sends for the first time.
@@ -521,17 +508,12 @@ class ReplicationStream:
         self._promised.pop(peer, None)
         self._name(peer, reason)
 
-    def _objection(self, peer: str, room: int) -> str:
-        """Why a log that is not here cannot be taken; "" if it can.
-
-        `room` is how many bytes our handshake has left for such logs.
-        """
+    def _objection(self, peer: str) -> str:
+        """Why a log that is not here cannot be taken; "" if it can."""
         try:
             check_peer(peer)
         except ValueError as error:
             return f"{error!s:.120}"
-        if log_bytes(peer) > room:
-            return "there is no room for another log"
         if len(self._left_out) >= MAX_LEFT_OUT:
             return f"{len(self._left_out)} logs were left out before"
         return self._store.refusal(peer)

@@ -45,7 +45,7 @@ def stored(logs: Scuttleup) -> list[Change]:
 def receive(logs: Scuttleup, *runs: Run) -> tuple[int, dict[str, str]]:
     """Take `runs` as replication does: how many entries were new, and what was refused."""
     refused: dict[str, str] = {}
-    return logs._store.write_proven(*logs._store.prove(runs, refused), refused), refused
+    return logs._store.write(runs, refused=refused), refused
 
 
 def sealed(entries: list[bytes], first: int = 1, link: bytes = FIRST_LINK) -> list[bytes]:
@@ -290,11 +290,11 @@ def test_write_refuses_all_and_replication_keeps_what_came_before(
 def test_what_was_stored_since_it_was_checked_is_compared_once_more(
     logs: Scuttleup, first: list[bytes], fault: str | None
 ) -> None:
-    """Two connections bring entries, and both are checked before those of either are stored."""
+    """Two connections bring entries, and `verify` is asked about both before either are stored."""
     refused: dict[str, str] = {}
-    proven = logs._store.prove([Run(ID, 1, HONEST)], refused)
+    approved = logs._store.approve([Run(ID, 1, HONEST)], refused)
     logs.write(changes(1, first[:4]))
-    assert logs._store.write_proven(*proven, refused) == (0 if fault else 6)
+    assert logs._store.write(approved, refused=refused) == (0 if fault else 6)
     assert refused == ({ID: fault} if fault else {})
     assert stored(logs) == changes(1, first[:4] if fault else HONEST)
 
