@@ -43,8 +43,8 @@ logs a traceback for each failed attempt, many thousand a second. From Python 3.
 at its end until all who are connected have left.
 
 `Peer` prints nothing. It tells what happens to the logger "scuttleup", a line for each event. The
-same event is told at most once a minute and then with a count, so a log file grows by some lines a
-minute whatever strangers do.
+same event is told once a minute and then with a count (see `events.py`), so a log file grows by
+some lines a minute whatever strangers do.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ from typing import Any, NamedTuple
 
 from . import limits
 from .errors import ConnectionLost, ProtocolError, ScuttleupError
-from .limits import MAX_TOLD, TELL_SECONDS
 from .log import Scuttleup
 from .messages import MODES
 from .replication import Replicated
@@ -190,7 +189,7 @@ class Peer:
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
         self._over = asyncio.Event()
         # Where everything that happens is told.
-        self._events = _Events()
+        self._tell = logs._store.events.tell
         # From this number on, descriptors are not for connections. 0 means that there is no limit.
         self._first_spare = 0
         # What all exchanges that have ended sent, received and refused.
@@ -257,8 +256,6 @@ class Peer:
                 return
             first = group.exceptions[0]
             raise first from first.__cause__
-        finally:
-            self._events.close()
 
     def _look(self) -> None:
         """Stop if the logs were closed."""
@@ -299,7 +296,7 @@ class Peer:
                 # Most likely there are too few descriptors or too little memory. That passes, so
                 # try again.
                 text = f"cannot accept a connection: {_reason(error)}"
-                self._events.tell(logging.WARNING, "not accepted", text)
+                self._tell("warning", "not accepted", text)
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             # As many descriptors as there are addresses in `connect` are left for those.
@@ -310,7 +307,7 @@ class Peer:
             else:
                 sock.close()
                 text = f"{_name(address[:2])}: closed, as there are too many connections"
-                self._events.tell(logging.WARNING, "too many", text)
+                self._tell("warning", "too many", text)
             # While connections are waiting, accepting them lets nobody else run.
             await asyncio.sleep(0)
 
@@ -331,7 +328,7 @@ class Peer:
             # The TLS handshake failed.
             self.failures += 1
             text = f"{_name(address)}: {_reason(error)}"
-            self._events.tell(logging.WARNING, "lost", text, who=address[0])
+            self._tell("warning", "lost", text, who=address[0])
             return
         writer = StreamWriter(transport, protocol, reader, loop)
         await self._exchange(address, address[0], reader, writer)
@@ -351,7 +348,7 @@ class Peer:
             except (OSError, UnicodeError) as error:
                 self.failures += 1
                 text = f"{name}: cannot connect: {_reason(error)}"
-                self._events.tell(logging.WARNING, "not connected", text, who=name)
+                self._tell("warning", "not connected", text, who=name)
             else:
                 begun = now()
                 in_error = await self._exchange(address, name, reader, writer)
@@ -407,11 +404,11 @@ class Peer:
     ) -> bool:
         """Replicate until that ends, and return whether the remote was in error.
 
-        `who` is the name by which `_Events` tells this remote from others.
+        `who` is the name by which `Events` tells this remote from others.
         """
         self._connected[writer] = address
         name = _name(address)
-        self._events.tell(logging.INFO, "connected", f"{name}: connected", who=who)
+        self._tell("info", "connected", f"{name}: connected", who=who)
         in_error = False
         try:
             result = await self._logs.replicate(reader, writer, mode=self._mode, live=self._live)
@@ -419,7 +416,7 @@ class Peer:
             self.failures += 1
             in_error = isinstance(error, ProtocolError)
             kind = "in error" if in_error else "lost"
-            self._events.tell(logging.WARNING, kind, f"{name}: {error}", who=who)
+            self._tell("warning", kind, f"{name}: {error}", who=who)
         except ScuttleupError:
             if not self._sentinel.closed:  # these logs were closed just before we used them
                 raise
@@ -432,7 +429,7 @@ class Peer:
         else:
             self._count(result)
             if self._live:
-                self._events.tell(logging.INFO, "gone", f"{name}: gone", who=who)
+                self._tell("info", "gone", f"{name}: gone", who=who)
         finally:
             del self._connected[writer]
             writer.transport.abort()
@@ -445,54 +442,6 @@ class Peer:
         sent, received, refused = self._replicated
         named = islice({**refused, **result.refused}.items(), limits.MAX_NAMED)
         self._replicated = Replicated(sent + result.sent, received + result.received, dict(named))
-
-
-class _Events:
-    """Tells the logger what happened. The same event is told once a minute, with a count.
-
-    Two events are the same if they are of one kind and happened with the same remote. Their text
-    does not matter, because a stranger chooses much of it. The first event is told at once. Those
-    that follow within a minute are counted, and the last of them is told with their number when the
-    minute is over. When there are many remotes, the events of all further ones count as the same.
-    """
-
-    def __init__(self) -> None:
-        # The events that were told in the last minute, by kind and remote, and what ends the
-        # minute.
-        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        # How many more there were of each, and the text of the last one.
-        self._untold: dict[tuple[str, str], tuple[int, str]] = {}
-
-    def tell(self, level: int, kind: str, text: str, *, who: str = "") -> None:
-        """Tell, or count, an event of this kind.
-
-        `who` is the remote, or "" where that does not matter. While MAX_TOLD events have a minute
-        under way, all further remotes count as one.
-        """
-        key = (kind, who if len(self._timers) < MAX_TOLD else "")
-        if key in self._timers:
-            self._untold[key] = (self._untold.get(key, (0, ""))[0] + 1, text)
-            return
-        logger.log(level, "%s", text)
-        self._begin_minute(key, level)
-
-    def _begin_minute(self, key: tuple[str, str], level: int) -> None:
-        """Count, for the next minute, the events that are the same as this one."""
-        loop = asyncio.get_running_loop()
-        self._timers[key] = loop.call_later(TELL_SECONDS, self._end_minute, key, level)
-
-    def _end_minute(self, key: tuple[str, str], level: int) -> None:
-        """Tell what was counted, and begin the next minute; if nothing was, forget the event."""
-        del self._timers[key]
-        if key in self._untold:
-            count, text = self._untold.pop(key)
-            logger.log(level, "%s (%d of this kind in %d seconds)", text, count, TELL_SECONDS)
-            self._begin_minute(key, level)
-
-    def close(self) -> None:
-        """Tell nothing more. What was counted is lost."""
-        for timer in self._timers.values():
-            timer.cancel()
 
 
 async def _listen(address: Address) -> list[socket.socket]:

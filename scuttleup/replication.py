@@ -54,19 +54,16 @@ for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of o
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import ClassVar, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 from . import limits
 from .changes import Change, Run, expand
 from .errors import ConnectionLost, ProtocolError
 from .follower import Follower
 from .keys import check_peer, log_bytes
-from .limits import MAX_ENTRY, MAX_LEFT_OUT, MAX_TOLD, TELL_SECONDS
+from .limits import MAX_ENTRY, MAX_LEFT_OUT
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 from .store import Store
 
@@ -106,37 +103,6 @@ class Standstill:
         if mark != self._mark:
             self._mark, self._since = mark, now
         return now - self._since
-
-
-class _Warnings:
-    """Tells the logger what is left out, MAX_TOLD lines in TELL_SECONDS for one store at the most.
-
-    What one connection tells is limited as well. But a stranger can make any number of connections,
-    and is not to fill anybody's log.
-    """
-
-    _all: ClassVar[WeakKeyDictionary[Store, _Warnings]] = WeakKeyDictionary()
-
-    def __init__(self) -> None:
-        self._told: deque[float] = deque(maxlen=MAX_TOLD)  # when the last ones were told
-        self._untold = 0  # how many were not told since then
-
-    @classmethod
-    def of(cls, store: Store) -> _Warnings:
-        """The one that all replications of `store` share."""
-        return cls._all.setdefault(store, cls())
-
-    def tell(self, text: str) -> None:
-        now = time.monotonic()
-        if len(self._told) == MAX_TOLD and now - self._told[0] < TELL_SECONDS:
-            self._untold += 1
-            return
-        self._told.append(now)
-        more = f" ({self._untold} such lines before this one were not told)" * bool(self._untold)
-        self._untold = 0
-        import logging  # only here: it takes longer to load than the rest of this file
-
-        logging.getLogger("scuttleup").warning("%s%s", text, more)
 
 
 class ReplicationStream:
@@ -205,7 +171,6 @@ class ReplicationStream:
         self._refused: dict[str, str] = {}
         # How often a log was left out beyond those that are named.
         self._unnamed = 0
-        self._warnings = _Warnings.of(store)
 
         # What we have to send. Until the remote's handshake is there, and if the modes let us send
         # nothing, this follower gives nothing and only tells whether the logs were closed.
@@ -230,10 +195,8 @@ class ReplicationStream:
         while (size := digests_size(heads)) > limits.MAX_HANDSHAKE - 512:
             heads = dict(islice(heads.items(), len(heads) * (limits.MAX_HANDSHAKE - 1024) // size))
         if len(heads) < count:
-            self._warnings.tell(
-                f"{count - len(heads)} of {count} logs do not fit into our handshake: "
-                "remotes will send them again"
-            )
+            text = f"{count - len(heads)} of {count} logs do not fit into our handshake"
+            self._tell("do not fit", f"{text}: remotes will send them again")
         return handshake_pieces(self._store.id, heads, self._mode)
 
     @property
@@ -285,9 +248,8 @@ class ReplicationStream:
         What `data_to_send` had is gone. `replicated` stays.
         """
         if self._unnamed:
-            self._warnings.tell(
-                f"further logs were left out of that connection {self._unnamed} times"
-            )
+            text = f"further logs were left out of that connection {self._unnamed} times"
+            self._tell("further logs", text)
         if self._follower:
             self._follower.close()
         # The caller may still hold this stream, or an exception whose traceback does. So everything
@@ -527,7 +489,10 @@ class ReplicationStream:
             self._unnamed += 1
             return
         self._refused[shown] = reason
-        self._warnings.tell(f"the log '{shown}' is left out of a connection: {reason}")
+        self._tell("left out", f"the log '{shown}' is left out of a connection: {reason}", shown)
+
+    def _tell(self, kind: str, text: str, who: str = "") -> None:
+        self._store.events.tell("warning", kind, text, who)
 
     # --- Time ---
 

@@ -50,6 +50,7 @@ from .authors import Authors, find_id
 from .changes import Run
 from .database import ERRORS, Database
 from .errors import EntryNotFound, ScuttleupError
+from .events import Events
 from .follower import Follower, News, Span
 from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log_prefix, pack_seq
 from .limits import MAX_HANDSHAKE, MAX_SEQ
@@ -87,6 +88,8 @@ class Store:
         self.database = database
         self._sync = sync
         self.max_entry = max_entry
+        # What happens is told here, by whoever has to do with these logs.
+        self.events = Events()
         # What was stored lately, for the live followers.
         self._news = News()
         # Whether a write began and was not seen to end.

@@ -28,6 +28,7 @@ from wire import HTTP, frame
 
 import scuttleup.peer
 from scuttleup import DatabaseError, Peer, Scuttleup, ScuttleupError, Tls, load_tls
+from scuttleup.events import Events
 
 if sys.platform != "win32":
     import resource
@@ -445,29 +446,26 @@ async def test_the_soft_limit_of_descriptors_is_raised_as_far_as_that_needs(
         assert peer._first_spare == 1192
 
 
-async def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
-    alice: Scuttleup, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "scuttleup")
-    monkeypatch.setattr(scuttleup.peer, "TELL_SECONDS", 0.2)
-    monkeypatch.setattr(scuttleup.peer, "MAX_TOLD", 3)
-    events = scuttleup.peer._Events()
+    monkeypatch.setattr(scuttleup.limits, "MAX_TOLD", 3)
+    events = Events()
     for n in range(10):
-        events.tell(logging.INFO, "came", f"alice {n}", who="alice")
-    events.tell(logging.INFO, "left", "alice left", who="alice")
-    events.tell(logging.INFO, "came", "bob came", who="bob")
+        events.tell("info", "came", f"alice {n}", "alice")
+    events.tell("info", "left", "alice left", "alice")
+    events.tell("info", "came", "bob came", "bob")
     for n in range(10):
-        events.tell(logging.INFO, "came", f"stranger {n}", who=str(n))
+        events.tell("info", "came", f"stranger {n}", str(n))
     assert told(caplog, "") == ["alice 0", "alice left", "bob came", "stranger 0"]
-    await until(lambda: len(told(caplog, "")) == 6)
-    assert told(caplog, "of this kind") == [
+    monkeypatch.setattr(scuttleup.limits, "TELL_SECONDS", 0)
+    events.tell("info", "came", "alice again", "alice")
+    assert told(caplog, "")[4:] == [
         "alice 9 (9 of this kind in 0 seconds)",
         "stranger 9 (9 of this kind in 0 seconds)",
+        "alice again",
     ]
-    await until(lambda: not events._timers)
-    events.tell(logging.INFO, "came", "alice again", who="alice")
-    assert told(caplog, "again")
-    events.close()
 
 
 # --- TLS ---

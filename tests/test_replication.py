@@ -573,13 +573,16 @@ def test_after_20_bad_logs_others_are_counted(us: Peer, caplog: pytest.LogCaptur
 def test_a_remote_that_comes_back_again_and_again_costs_some_lines_a_minute(
     us: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = encode_handshake("far", {"": 1}, "sync")
-    for _ in range(limits.MAX_TOLD + 7):
-        heard(us, bad).close()
-    assert len(caplog.messages) == limits.MAX_TOLD
-    monkeypatch.setattr("scuttleup.replication.TELL_SECONDS", 0)
-    heard(us, bad)
-    assert caplog.messages[-1].endswith("(7 such lines before this one were not told)")
+    for n in range(limits.MAX_TOLD + 7):
+        heard(us, encode_handshake("far", {f"{n}\xff": 1}, "sync")).close()
+        heard(us, encode_handshake("far", {f"{n}\xff": 1}, "sync")).close()
+    assert len(caplog.messages) == limits.MAX_TOLD + 1
+    monkeypatch.setattr(limits, "TELL_SECONDS", 0)
+    heard(us, encode_handshake("far", {"": 1}, "sync"))
+    last, again = caplog.messages[-2:]
+    assert f"'{limits.MAX_TOLD + 6}ÿ'" in last
+    assert last.endswith("(13 of this kind in 0 seconds)")
+    assert "''" in again
 
 
 def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
