@@ -6,12 +6,13 @@ Theory of operation
 `replication.py` decides what is sent and what is done with what comes. This file moves the bytes,
 shares the time, and closes the connection. All it remembers of a replication is in `_Connection`.
 
-*Three tasks share one `ReplicationStream`.*
+*Three share one `ReplicationStream`.*
 
-    receiver    reads, and hands over what came
-    sender      writes what the stream has for the remote, waits until the transport has room for
-                more, and sleeps when there is nothing, until the stream has news
-    watcher     tells the stream the time, and looks whether the remote still takes what we send
+    receiver    a task: reads, and hands over what came
+    sender      a task: writes what the stream has for the remote, waits until the transport has
+                room for more, and sleeps when there is nothing, until the stream has news
+    `run`       waits for the two, tells the stream the time now and then, and looks whether the
+                remote still takes what we send
 
 They run in one thread and never wait in the middle of a call of the stream, so the stream needs no
 lock.
@@ -23,8 +24,8 @@ it, in the same round of the loop and of whatever connection, have taken less th
 Else the task waits for the next round. Those that have waited longest come first.
 
 *It is over* when the sender has sent all and nothing is waited for, when the logs are closed, or
-with the first error. Then all tasks are cancelled, and `replicate` returns or raises when all of
-them have ended.
+with the first error. Then both tasks are cancelled, and `replicate` returns or raises when they
+have ended.
 
 *How it ends.* When all is sent we end our side and keep reading for a while. If we closed with
 something unread, the kernel would reset the connection, and the remote could lose what it had not
@@ -147,12 +148,14 @@ class _Connection:
         self._writer = writer
         # How many bytes were handed to the transport.
         self._written = 0
+        # For how long the remote has taken nothing.
+        self._taking = Standstill()
         # Whether we have ended our side.
         self._ended = False
         # Set when the sender is to look again.
         self._news = asyncio.Event()
-        # Set when the logs were closed.
-        self._closed = asyncio.Event()
+        # The receiver and the sender, while they run.
+        self._tasks: list[asyncio.Task[None]] = []
         self._round = _Round.of(loop)
         # The stream calls `wake` from any thread, so it goes by way of the loop.
         self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
@@ -161,61 +164,46 @@ class _Connection:
         """Look again what there is to send, and whether the logs were closed."""
         self._news.set()
         if self.stream.closed:
-            self._closed.set()
+            self._stop()
+
+    def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
     async def run(self) -> None:
-        """Exchange what there is, and end our side.
-
-        Raises the first error of a task.
-        """
-        receiver = asyncio.create_task(self._receive())
-        sender = asyncio.create_task(self._send())
-        watcher = asyncio.create_task(self._watch(receiver))
-        closed = asyncio.create_task(self._closed.wait())
-        # What is wrong with the remote comes first, before what became of the connection because of
-        # it.
-        tasks: list[asyncio.Task[object]] = [receiver, watcher, sender, closed]
+        """Exchange what there is, and end our side. Raises the first error that there is."""
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send())]
         try:
-            while not sender.done() and not closed.done():
-                await asyncio.wait(
-                    [task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED
-                )
-                self._raise_first_error(tasks)
+            while not self._tasks[1].done():
+                pause = self._watch(self._tasks[0].done())
+                going_on = {task for task in self._tasks if not task.done()}
+                await asyncio.wait(going_on, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                self._raise_error()
             if self._writer.can_write_eof():
                 # A remote that got nothing from us can lose nothing when we close before it has
                 # read.
                 limit = limits.LINGER if self.stream.replicated.sent else min(limits.LINGER, 1)
-                await asyncio.wait(
-                    [receiver, closed], timeout=limit, return_when=asyncio.FIRST_COMPLETED
-                )
-                self._raise_first_error([receiver])
+                await asyncio.wait(self._tasks, timeout=limit)
+                self._raise_error()
         finally:
-            for task in tasks:
-                task.cancel()
+            self._stop()
             try:
-                await asyncio.wait(tasks)
-                for task in tasks:
-                    # asyncio complains of an error that nobody looked at.
-                    task.cancelled() or task.exception()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
             finally:
                 # A task keeps its error, and the error's traceback keeps this frame. Without this
                 # they would keep each other, and all that belongs to the connection, until the
                 # garbage collector comes.
-                tasks.clear()
-                del receiver, sender, watcher, closed, task
+                self._tasks, going_on = [], set()
 
-    def _raise_first_error(self, tasks: list[asyncio.Task[object]]) -> None:
-        """Raise the error of the first of `tasks` that has one, unless the logs were closed."""
-        # What breaks because we have ended is nobody's error.
-        if self.stream.closed:
-            return
-        for task in tasks:
-            if task.done() and (error := task.exception()):
-                try:
-                    raise error
-                finally:
-                    # For the same reason as in `run`.
-                    del error, task, tasks
+    def _raise_error(self) -> None:
+        """Raise the error of a task that has one. What the remote did wrong comes first.
+
+        Once the logs are closed, nothing is an error, as it breaks because we have ended.
+        """
+        if not self.stream.closed and self._tasks[0].done():
+            self._tasks[0].result()
+        if not self.stream.closed and self._tasks[1].done():
+            self._tasks[1].result()
 
     async def _receive(self) -> None:
         """Hand over what comes, until the remote ends its side."""
@@ -253,30 +241,26 @@ class _Connection:
                 self._ended = True
                 writer.write_eof()
 
-    async def _watch(self, receiver: asyncio.Task[None]) -> None:
-        """Keep the time limits, and notice that a remote is gone.
+    def _watch(self, remote_ended: bool) -> float:
+        """Keep the time limits, and return after how many seconds to look again.
 
-        Raises ConnectionLost and ProtocolError.
+        Raises ConnectionLost if the remote is gone, and ProtocolError.
         """
-        now = asyncio.get_running_loop().time
-        taking = Standstill()
-        while True:
-            unsent = _unsent(self._writer)
-            pause = self.stream.tick(now(), unsent=unsent > 0)
-            if self.stream.finished:
-                self._news.set()
-            # It is progress when we hand over something, and when the remote takes something. While
-            # nothing is unsent, nothing is waited for.
-            mark = (self._written, unsent) if unsent else now()
-            if taking.seconds(mark, now()) > limits.ALIVE:
-                raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
-            # When the receiver has ended, nothing tells us that the remote is gone, so look every
-            # second.
-            if receiver.done():
-                self._look_for_remote(unsent)
-                await asyncio.sleep(min(pause, 1))
-            else:
-                await asyncio.wait([receiver], timeout=pause)
+        now = asyncio.get_running_loop().time()
+        unsent = _unsent(self._writer)
+        pause = self.stream.tick(now, unsent=unsent > 0)
+        if self.stream.finished:
+            self._news.set()
+        # It is progress when we hand over something, and when the remote takes something. While
+        # nothing is unsent, nothing is waited for.
+        if self._taking.seconds((self._written, unsent) if unsent else now, now) > limits.ALIVE:
+            raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
+        # When the receiver has ended, nothing tells us that the remote is gone, so look every
+        # second.
+        if remote_ended:
+            self._look_for_remote(unsent)
+            return min(pause, 1)
+        return pause
 
     def _look_for_remote(self, unsent: int) -> None:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
