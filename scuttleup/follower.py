@@ -4,28 +4,28 @@ Theory of operation
 -------------------
 
 A `Follower` gives its reader every entry that is there when it begins, and, if it is live, every
-entry that is stored later. It holds no entries, only positions. Three things say what it still has
-to read:
+entry that is stored later. It holds no entries. Three things say what it still has to read:
 
 * `since`: the number up to which the reader has had each log. It grows as entries are read.
-* the spans (peer, after, last) that it is reading just now: the entries of `peer` above number
-  `after` up to number `last`, less what `since` says.
-* a position in the `News`, which is a short record of what was stored lately, a span for each log
-  and write. There is one for all followers. So a write costs the same whoever follows, and a
-  follower that nobody reads costs nothing.
+* the spans (peer, last) that it is reading just now: the entries of `peer` that the reader has not
+  had, up to number `last`.
+* a position in the `News`, which is a list of the logs that were written to lately. There is one
+  for all followers. So a write costs the same whoever follows, and a follower that nobody reads
+  costs nothing.
 
-When the spans have been read, the news above the position are the next spans. When some of those
-are no longer recorded, because more than NEWS were added since, the follower starts over: the next
-spans are then all logs up to their heads, and `since` leaves out what was read before.
+When the spans have been read, the logs in the news above the position are the next spans, each up
+to its head. When some of that news is no longer recorded, because more than NEWS came since, they
+are all logs, and `since` leaves out what was read before.
 
 Nothing is missed, because a write moves the head first and adds its news then, and because a
 follower takes its position before it looks at the heads. Nothing comes twice, because `since` is
-asked whenever a span is begun.
+asked before every read.
 
 A reader that has had everything is woken by the next news. It says so first (`News.waiting`) and
 looks at the news once more then; a write adds its news first and looks then for who waits. So
 whichever comes first, one of the two sees the other. This needs no lock beyond the interpreter's
-own: each step is one operation on a list, a dict or an int, and only one thread writes at a time.
+own: each step is one operation on a list, a dict or an attribute, and only one thread writes at a
+time.
 """
 
 from __future__ import annotations
@@ -40,58 +40,48 @@ from .database import Database
 from .limits import NEWS
 from .scan import read_runs
 
-# Entries of one log: the peer, the number before the first of them, and the number of the last.
-Span = tuple[str, int, int]
+# The entries of one log up to a number.
+Span = tuple[str, int]
 
 
 class News:
-    """The last NEWS spans that were stored, who follows, and who waits for the next one.
+    """Which logs were written to lately, who follows, and who waits for the next write.
 
     There is one of these for a store. Only a writer calls `add`, `forget` and `wake`, under the
     store's lock `writes`. Everything else may be called at any time and from any thread.
     """
 
     def __init__(self) -> None:
-        # The span with number n is in place n % NEWS, together with its n, until a later one takes
-        # the place.
-        self._ring: list[tuple[int, Span]] = [(-1, ("", 0, 0))] * NEWS
-        # The number that the next span gets.
-        self.end = 0
-        # The live followers, by id(). The references are weak, so a follower that is dropped is
-        # gone. This is not a WeakSet, because asking one whether it is empty costs an append 4 %.
+        # The logs in the order of the writes, and which number the first of them has. A list is
+        # only ever added to, and a new one takes its place in one step.
+        self._recent: tuple[int, list[str]] = 0, []
+        # The followers, by id(). The references are weak, so a follower that is dropped is gone.
+        # This is not a WeakSet, because asking one whether it is empty costs an append 4 %.
         self.followers: dict[int, weakref.ref[Follower]] = {}
-        # The followers that are not live. They are woken only at the end.
-        self.others: dict[int, weakref.ref[Follower]] = {}
         # Those of the live ones that have had everything and are to be woken by the next news.
         self.waiting: dict[int, weakref.ref[Follower]] = {}
 
-    def add(self, peer: str, after: int, last: int) -> None:
-        """Record that LevelDB has the entries of `peer` above `after` up to number `last`."""
-        self._ring[self.end % NEWS] = (self.end, (peer, after, last))
-        self.end += 1
+    @property
+    def end(self) -> int:
+        """The number that the next log gets."""
+        first, logs = self._recent
+        return first + len(logs)
+
+    def add(self, peer: str) -> None:
+        """Record that the head of `peer` has moved."""
+        first, logs = self._recent
+        logs.append(peer)
+        if len(logs) == 2 * NEWS:
+            self._recent = first + NEWS, logs[NEWS:]
 
     def forget(self) -> None:
-        """Make every live follower start over, because it is not known what was stored.
+        """Make every live follower look at all logs, because it is not known what was stored."""
+        self._recent = self.end + 1, []
 
-        It leaves out more numbers than are recorded, so each follower has missed some.
-        """
-        self.end += NEWS + 1
-
-    def since(self, position: int) -> tuple[list[Span] | None, int]:
-        """The spans from number `position` on, joined to one a peer, and the number after the last.
-
-        The first of the two is None if some of these spans are no longer recorded.
-        """
-        end = self.end
-        if end - position > NEWS:
-            return None, end
-        spans: dict[str, Span] = {}
-        for number in range(position, end):
-            found, (peer, after, last) = self._ring[number % NEWS]
-            if found != number:
-                return None, end  # overwritten just now
-            spans[peer] = (peer, spans[peer][1] if peer in spans else after, last)
-        return list(spans.values()), end
+    def since(self, position: int) -> Iterable[str] | None:
+        """The logs from number `position` on; None if some of them are no longer recorded."""
+        first, logs = self._recent
+        return dict.fromkeys(logs[position - first :]) if position >= first else None
 
     def wake(self) -> None:
         """Wake those who had had everything, and let them say anew that they wait."""
@@ -100,13 +90,8 @@ class News:
             _ring_all(waiting)
 
     def wake_all(self) -> None:
-        """Wake every live follower, whatever it has had."""
+        """Wake every follower, whatever it has had."""
         _ring_all(self.followers)
-
-    def close(self) -> None:
-        """Wake everybody, because there will be nothing more."""
-        self.wake_all()
-        _ring_all(self.others)
 
 
 def _ring_all(followers: dict[int, weakref.ref[Follower]]) -> None:
@@ -147,8 +132,9 @@ class Follower:
         self._since = since
         # The spans that have not been begun yet; None when all of them were read.
         self._spans: Iterator[Span] | None = iter(spans)
-        # The span that is being read. What remains of it is above its second number.
-        self._span: Span = ("", 0, 0)
+        # The span that is being read, and the number up to which it was.
+        self._span: Span = "", 0
+        self._after = 0
         # Runs that were read from LevelDB and not given out yet, the next one last.
         self._runs: list[Run] = []
         self._live = live
@@ -156,7 +142,7 @@ class Follower:
         # Whether `close` was called.
         self._closed = False
         # The weak reference removes itself from the dict when the follower is dropped.
-        followers, key = news.followers if live else news.others, id(self)
+        followers, key = news.followers, id(self)
         followers[key] = weakref.ref(self, lambda ref: followers.pop(key, None))
 
     @property
@@ -186,18 +172,17 @@ class Follower:
     def _read(self, db: Any) -> Run | None:
         """Read on: in the current span, else in the next one, else in the news."""
         while not self._runs:
-            peer, after, last = self._span
+            peer, last = self._span
+            # What the reader has had is left out, wherever it came from.
+            after = max(self._after, self._since.get(peer, 0))
             if after < last:
                 runs, after = read_runs(db, peer, after, last)
                 # One statement, so that a Ctrl-C comes before both are changed or after.
-                self._runs, self._span = runs[::-1], (peer, after, last)
+                self._runs, self._after = runs[::-1], after
                 if after == last:
-                    self._since[peer] = max(last, self._since.get(peer, 0))
+                    self._since[peer] = last
             elif self._spans and (span := next(self._spans, None)):
-                peer, after, last = span
-                # What the reader has had since the span was recorded is left out.
-                known = self._since.get(peer, 0)
-                self._span = span if known <= after else (peer, known, last)
+                self._span, self._after = span, 0
             elif not self._live or self._nothing_new():
                 self._spans = None
                 return None
@@ -209,15 +194,18 @@ class Follower:
             self._news.waiting[id(self)] = self._news.followers[id(self)]
             if self._position == self._news.end:
                 return True
-        spans, self._position = self._news.since(self._position)
-        if spans is None:
-            # The position was taken before and the heads are read only now. What is stored in
-            # between is in both, and `since` leaves it out the second time. All heads are compared
-            # at once: that takes 0.1 µs a log, and three times as long if it is done one by one.
+        # The position is taken before the heads are read. What is stored in between is in both, and
+        # `since` leaves it out the second time.
+        position, self._position = self._position, self._news.end
+        moved = self._news.since(position)
+        if moved is None:
+            # All heads are compared at once: that takes 0.1 µs a log, and three times as long if it
+            # is done one by one.
             had = self._since.get
             heads = list(self._heads.items())
-            spans = [(peer, 0, head) for peer, head in heads if head > had(peer, 0)]
-        self._spans = iter(spans)
+            self._spans = iter([(peer, head) for peer, head in heads if head > had(peer, 0)])
+        else:
+            self._spans = iter([(peer, self._heads[peer]) for peer in moved])
         return False
 
     def ring(self) -> None:

@@ -35,8 +35,8 @@ LOG_BYTES = 40
 RUN_ENTRIES = 256
 # How many bytes such a read takes. The last entry may exceed them.
 RUN_BYTES = 32 * 1024
-# How many spans of logs are remembered for those who follow; one turn can bring 5,000. A follower
-# that falls further behind looks through all heads once, which takes some 0.1 µs a log.
+# How many writes to logs are remembered for those who follow, at least; one turn can bring 5,000. A
+# follower that falls further behind looks through all heads once, which takes some 0.1 µs a log.
 NEWS = 16 * 1024
 
 # --- What a remote may send ---

@@ -148,7 +148,7 @@ class Store:
             self.heads[own] = head = head + 1
             news = self._news
             if news.followers:
-                news.add(own, head - 1, head)
+                news.add(own)
                 news.wake()
             self._in_doubt = False
             return head
@@ -261,16 +261,14 @@ class Store:
             count += len(entries)
         if count:
             self._commit(batch.write, sync)
-            spans = [(peer, self.heads.get(peer, 0), last) for peer, last in heads.items()]
-            self.room -= sum(
-                log_bytes(peer) for peer, head, _ in spans if not head and peer != self.id
-            )
+            new = heads.keys() - self.heads.keys() - {self.id}
+            self.room -= sum(map(log_bytes, new))
             self.heads.update(heads)
             if self.id in heads:
                 self._own_keys = self._keys_to_come()
             if self._news.followers:
-                for span in spans:
-                    self._news.add(*span)
+                for peer in heads:
+                    self._news.add(peer)
                 self._news.wake()
             self._in_doubt = False
         return count
@@ -382,7 +380,7 @@ class Store:
             heads = self.heads.items()
             spans: list[Span] = []
             if snapshot:
-                spans = [(peer, 0, last) for peer, last in heads if last > since.get(peer, 0)]
+                spans = [(peer, last) for peer, last in heads if last > since.get(peer, 0)]
                 if in_order:
                     spans.sort()  # 0.1 s for 300,000 logs, which replication does not need
             elif live:
@@ -397,12 +395,12 @@ class Store:
             self.database.ready()
 
     def close(self) -> None:
-        """Refuse every use from now on, wait for those under way, and end every live follower.
+        """Refuse every use from now on, wait for those under way, and wake all who follow.
 
         Closing it again does nothing.
         """
         self.database.close()
-        self._news.close()
+        self._news.wake_all()
 
 
 def _room(id: str, heads: dict[str, int]) -> int:
