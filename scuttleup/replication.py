@@ -63,7 +63,7 @@ from .changes import Change, Run, expand
 from .errors import ConnectionLost, ProtocolError
 from .follower import Follower
 from .keys import check_peer, log_bytes
-from .limits import MAX_ENTRY, MAX_LEFT_OUT
+from .limits import MAX_ENTRY, MAX_LEFT_OUT, MAX_SEQ
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 from .store import Store
 
@@ -165,8 +165,6 @@ class ReplicationStream:
         # The logs that are left out on this connection, and why. An entry of theirs is missing here
         # now, so nothing more is taken from the remote.
         self._left_out: dict[str, str] = {}
-        # The logs of ours that are not sent any further, as their next entry is too large.
-        self._unsendable: set[str] = set()
         # The logs that were left out, in either direction, as they are shown, and why.
         self._refused: dict[str, str] = {}
         # How often a log was left out beyond those that are named.
@@ -258,7 +256,7 @@ class ReplicationStream:
         self._decoder = Decoder()
         self._greeting, self._outgoing = None, b""
         self._since, self._promised, self._came = {}, {}, {}
-        self._left_out, self._unsendable, self._unnamed = {}, set(), 0
+        self._left_out, self._unnamed = {}, 0
         self._wake = lambda: None
 
     # --- Sending ---
@@ -297,29 +295,18 @@ class ReplicationStream:
         run = self._follower.read() if self._follower else None
         if run is None:
             return b""
-        frames = encode_changes(*run)
-        if self._unsendable or len(frames) > MAX_ENTRY:
-            run = self._sendable(run)
-            # If nothing of the run can be sent, an empty frame goes out instead. It says nothing to
-            # the remote, but b"" would say here that there is no more.
-            frames = encode_changes(*run) or b"\0"
-        self._sent += len(run.entries)
-        return frames
-
-    def _sendable(self, run: Run) -> Run:
-        """What can be sent of a run: all that comes before an entry that no remote takes.
-
-        Only the original stores such entries. Its log is sent no further on this connection.
-        """
         peer, first, entries = run
-        if peer in self._unsendable:
-            return Run(peer, first, [])
-        for place, entry in enumerate(entries):
-            if len(entry) > MAX_ENTRY:
-                self._unsendable.add(peer)
-                self._name(peer, f"entry {first + place} has more than {MAX_ENTRY} bytes: not sent")
-                return Run(peer, first, entries[:place])
-        return run
+        if len(entries[-1]) > MAX_ENTRY:
+            # No remote takes such an entry, which only the original stores. It is the last of its
+            # run, as it is larger than a run. Its log is sent no further on this connection.
+            self._since[peer] = MAX_SEQ
+            entries = entries[:-1]
+            seq = first + len(entries)
+            self._name(peer, f"entry {seq} has more than {MAX_ENTRY} bytes: not sent")
+        self._sent += len(entries)
+        # If nothing of the run can be sent, an empty frame goes out instead. It says nothing to the
+        # remote, but b"" would say here that there is no more.
+        return encode_changes(peer, first, entries) or b"\0"
 
     # --- Receiving ---
 
