@@ -46,11 +46,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
-from typing import Literal
+from typing import Any, Self
 
-from .changes import Change
 from .errors import DatabaseError, ScuttleupError
 from .log import Scuttleup
+from .read_stream import ReadStream
 
 # Bytes that are read from stdin at once.
 READ_BYTES = 64 * 1024
@@ -71,7 +71,68 @@ PATIENCE = 0.5
 logger = logging.getLogger("scuttleup")
 
 
-class Printer:
+class _Output:
+    """A file that may be slow, stdout or stderr, and the thread that writes to it.
+
+    A class below this one says in `_run` what the thread writes, and in `_end` what makes it end.
+    """
+
+    def __init__(self, fd: int, stream: Any, may_wait: Callable[[], bool] = lambda: False) -> None:
+        # There is no buffer, so no lock that a blocked thread would hold at the end.
+        self._file = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        self._name, self._encoding = ("stdout", "stderr")[fd - 1], stream.encoding
+        self._may_wait = may_wait
+        # Whether something could not be written, at the first try at least.
+        self.failed = False
+        # This goes up with each write.
+        self._progress = 0
+        # Set when the peer has gone.
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        raise NotImplementedError
+
+    def _write(self, text: str) -> None:
+        """Write it. Try again as long as that may help: see "What can be wrong" above."""
+        data = text.encode(self._encoding, "backslashreplace")
+        while data:
+            try:
+                written = self._file.write(data)
+                if not written:
+                    # Another program that has this file open has made it non-blocking.
+                    time.sleep(0.05)
+                data = data[written or 0 :]
+                self._progress += 1
+            except OSError as error:
+                if not self.failed:
+                    logger.warning("%s: %s", self._name, error.strerror)
+                self.failed = True
+                # A pipe without a reader gets none later. Windows calls that EINVAL.
+                if self._ending.is_set() or error.errno in (errno.EPIPE, errno.EINVAL):
+                    return
+                self._ending.wait(RETRY)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._end()
+        self._ending.set()
+        while self._thread.is_alive() and self._may_wait():
+            self._thread.join(LOOK)
+        for _ in range(4):
+            before = self._progress
+            self._thread.join(PATIENCE)
+            if before == self._progress:
+                return
+
+
+class Printer(_Output):
     """Prints what is stored from now on, except what this peer appends: that was typed here.
 
     `fail` is called, from the thread of the printer, if the database cannot be read. Leaving the
@@ -83,73 +144,36 @@ class Printer:
     def __init__(
         self, logs: Scuttleup, fail: Callable[[Exception], None], may_wait: Callable[[], bool]
     ) -> None:
+        super().__init__(1, sys.stdout, may_wait)
         self._logs = logs
         self._fail = fail
-        self._may_wait = may_wait
-        self._stdout = _unbuffered(1, "wb")
-        self._encoding = sys.stdout.encoding
         # How far each log is printed.
         self._printed = logs.head
-        self._stream = logs.create_read_stream(
-            since=self._printed, live=True, value_encoding="utf-8"
-        )
+        self._stream = self._follow(live=True)
         # How many changes have come.
         self.received = 0
-        # Whether a change could not be printed, at the first try at least.
-        self.failed = False
-        # This goes up with each write.
-        self._progress = 0
-        # Set when the peer has gone.
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _follow(self, *, live: bool) -> ReadStream:
+        return self._logs.create_read_stream(since=self._printed, live=live, value_encoding="utf-8")
 
     def _run(self) -> None:
-        """Print what comes until the stream is closed, and then what is left. Runs in a thread."""
+        """Print what comes until the stream is closed, and then what is left."""
         try:
-            for change in self._stream:
-                self._print(change)
-            # The stream was closed. The entries that it had not come to yet are in the database.
-            for change in self._logs.create_read_stream(
-                since=self._printed, value_encoding="utf-8"
-            ):
-                self._print(change)
+            self._print(self._stream)
+            # The stream was closed. What it had not come to yet is in the database.
+            self._print(self._follow(live=False))
         except ScuttleupError as error:
             self._fail(error)
 
-    def _print(self, change: Change) -> None:
-        """Print one change. Try again as long as that may help: see "What can be wrong" above."""
-        self._printed[change.peer] = change.seq
-        self.received += 1
-        if change.peer == self._logs.id:
-            return
-        data = f"{change}{os.linesep}".encode(self._encoding, "backslashreplace")
-        while data:
-            try:
-                data = data[_write(self._stdout, data) :]
-                self._progress += 1
-            except OSError as error:
-                if not self.failed:
-                    logger.warning("stdout: %s", error.strerror)
-                self.failed = True
-                # A pipe without a reader gets none later. Windows calls that EINVAL.
-                if self._ending.is_set() or error.errno in (errno.EPIPE, errno.EINVAL):
-                    return
-                self._ending.wait(RETRY)
+    def _print(self, stream: ReadStream) -> None:
+        for change in stream:
+            self._printed[change.peer] = change.seq
+            self.received += 1
+            if change.peer != self._logs.id:
+                self._write(f"{change}{os.linesep}")
 
-    def __enter__(self) -> Printer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def _end(self) -> None:
         self._stream.close()
-        self._ending.set()
-        while self._thread.is_alive() and self._may_wait():
-            self._thread.join(LOOK)
-        for _ in range(4):
-            before = self._progress
-            self._thread.join(PATIENCE)
-            if before == self._progress:
-                return
 
 
 class Typist:
@@ -163,7 +187,8 @@ class Typist:
     def __init__(self, take: Callable[[bytes], object], fail: Callable[[Exception], None]) -> None:
         self._take = take
         self._fail = fail
-        self._stdin = _unbuffered(0, "rb")
+        # On Windows, a console that is opened like this gives UTF-8.
+        self._stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
         # How many bytes may still be taken once the end has come.
         self._last = LAST_BYTES
         # The reading end of this pipe becomes readable when the other end is closed, which says
@@ -219,30 +244,30 @@ class Typist:
             self._thread.join()
 
 
-class Messages(logging.Handler):
+class Messages(_Output):
     """Writes to stderr what is logged. Leaving the `with` writes what was logged until then.
 
-    It is a handler of the logger "scuttleup", which it sets to the level INFO.
+    It sets the logger "scuttleup" to the level INFO.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._stderr = _unbuffered(2, "wb")
-        self._encoding = sys.stderr.encoding
+        super().__init__(2, sys.stderr)
         # What returns the text that `show` repeats, if there is any.
         self._figure: Callable[[], str] | None = None
         # What waits to be written; None says that nothing more comes.
         self._queue: queue.Queue[str | None] = queue.Queue(MAX_MESSAGES)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._handler = logging.Handler()
+        # The logger calls this, from any thread.
+        self._handler.emit = lambda record: self._put(  # type: ignore[method-assign]
+            f"scuttleup: {record.getMessage()}{os.linesep}"
+        )
+        logger.addHandler(self._handler)
+        logger.setLevel(logging.INFO)
 
     def show(self, figure: Callable[[], str]) -> None:
         """Show what `figure` returns, again and again. What comes next is written over it."""
         self._figure = figure
         self._put(figure() + "\r")
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Queue one record. The logger calls this, from any thread."""
-        self._put(f"scuttleup: {self.format(record)}{os.linesep}")
 
     def _put(self, text: str | None) -> None:
         """Queue a text, or drop it if too many wait."""
@@ -250,7 +275,7 @@ class Messages(logging.Handler):
             self._queue.put_nowait(text)
 
     def _run(self) -> None:
-        """Write what is queued, and the figure while nothing is. Runs in a thread."""
+        """Write what is queued, and the figure while nothing is."""
         while True:
             try:
                 text = self._queue.get(timeout=LOOK if self._figure else None)
@@ -258,29 +283,11 @@ class Messages(logging.Handler):
                 text = self._figure() + "\r" if self._figure else ""
             if text is None:
                 return
-            data = text.encode(self._encoding, "backslashreplace")
-            with suppress(OSError):
-                while data:
-                    data = data[_write(self._stderr, data) :]
+            self._write(text)
 
-    def __enter__(self) -> Messages:
-        self._thread.start()
-        logger.addHandler(self)
-        logger.setLevel(logging.INFO)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        logger.removeHandler(self)
+    def _end(self) -> None:
+        logger.removeHandler(self._handler)
         self._put(None)
-        self._thread.join(PATIENCE)
-
-
-def _unbuffered(fd: int, mode: Literal["rb", "wb"]) -> FileIO:
-    """A file without a buffer, so without a lock that a blocked thread would hold at the end.
-
-    On Windows, a console that is opened like this takes and gives UTF-8.
-    """
-    return open(fd, mode, buffering=0, closefd=False)
 
 
 def _may_read(stdin: FileIO) -> bool:
@@ -306,12 +313,3 @@ def _read_now(stdin: FileIO) -> bytes | None:
         if error.errno != errno.EIO:
             raise
         return None
-
-
-def _write(file: FileIO, data: bytes) -> int:
-    """Write some of `data` and return how much."""
-    written = file.write(data)
-    if written is None:
-        # Another program that has this file open has made it non-blocking.
-        time.sleep(0.05)
-    return written or 0
