@@ -35,7 +35,8 @@ class Events:
         now = time.monotonic()
         lines = []
         with self._lock:
-            for key, (when, count, *last) in list(self._told.items()):
+            while key := next(iter(self._told), None):
+                when, count, *last = self._told[key]
                 if now - when < limits.TELL_SECONDS:
                     break
                 del self._told[key]

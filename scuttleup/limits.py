@@ -52,8 +52,7 @@ MAX_FIELD = 1024
 # That harms nobody else: a remote gets there only by sending so many bad logs, and with as many
 # good ones it could use up the room in our handshake, too.
 MAX_LEFT_OUT = 100_000
-# How many of these logs are named, each by a warning and a line in `Replicated.refused`. The others
-# are counted.
+# How many of these logs are named, each by a warning and a line in `Replicated.refused`.
 MAX_NAMED = 20
 # Characters that are shown of a peer id that a remote chose. Random ids and signed ids are shorter.
 MAX_SHOWN = 64

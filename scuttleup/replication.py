@@ -167,8 +167,6 @@ class ReplicationStream:
         self._left_out: dict[str, str] = {}
         # The logs that were left out, in either direction, as they are shown, and why.
         self._refused: dict[str, str] = {}
-        # How often a log was left out beyond those that are named.
-        self._unnamed = 0
 
         # What we have to send. Until the remote's handshake is there, and if the modes let us send
         # nothing, this follower gives nothing and only tells whether the logs were closed.
@@ -245,9 +243,6 @@ class ReplicationStream:
 
         What `data_to_send` had is gone. `replicated` stays.
         """
-        if self._unnamed:
-            text = f"further logs were left out of that connection {self._unnamed} times"
-            self._tell("further logs", text)
         if self._follower:
             self._follower.close()
         # The caller may still hold this stream, or an exception whose traceback does. So everything
@@ -256,7 +251,7 @@ class ReplicationStream:
         self._decoder = Decoder()
         self._greeting, self._outgoing = None, b""
         self._since, self._promised, self._came = {}, {}, {}
-        self._left_out, self._unnamed = {}, 0
+        self._left_out = {}
         self._wake = lambda: None
 
     # --- Sending ---
@@ -468,12 +463,12 @@ class ReplicationStream:
         return self._store.refusal(peer)
 
     def _name(self, peer: str, reason: str) -> None:
-        """Warn once that the log of `peer` is left out, and why. Beyond MAX_NAMED only count it."""
+        """Warn that the log of `peer` is left out, and why. MAX_NAMED of them are named."""
         shown = _show(peer)
         if shown in self._refused:
             return
         if len(self._refused) == limits.MAX_NAMED:
-            self._unnamed += 1
+            self._tell("further logs", f"further logs are left out of a connection: {reason}")
             return
         self._refused[shown] = reason
         self._tell("left out", f"the log '{shown}' is left out of a connection: {reason}", shown)
