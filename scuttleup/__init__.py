@@ -10,7 +10,7 @@ Everything that a program needs is here. `open` is where to begin:
 
 Each file knows only the files below it, so read them from the bottom up, in three sittings:
 
-1. The log: `errors`, `limits`, `events`, `changes`, `encodings`, `keys`, `signing`, `database`,
+1. The log: `errors`, `limits`, `events`, `changes`, `encodings`, `keys`, `signing`, `leveldb`,
 `scan`,
    `follower`, `authors`, `store`, `read_stream`, `log`.
 2. Replication: `messages` (the frames of the wire), `replication` (the protocol without I/O),

@@ -19,9 +19,9 @@ from __future__ import annotations
 import os
 
 from .changes import Run
-from .database import Database, Unreadable
 from .errors import ScuttleupError
 from .keys import DELETED_HASHES, DELETED_HEADS, check_peer, log_prefix, pack_seq
+from .leveldb import Database, Unreadable, files
 from .scan import load_id
 from .signing import (
     FIRST_LINK,
@@ -160,7 +160,7 @@ def load_key(database: Database, *, make: bool) -> bytes | None:
     missing.
     """
     with database.reads, database as db:
-        key = database.read_file(KEY_FILE)
+        key = files.read_file(os.path.join(database.folder, KEY_FILE))
         if key is not None and len(key) != KEY_BYTES:
             raise Unreadable(f"{KEY_FILE} has {len(key)} bytes, not {KEY_BYTES}")
         id = load_id(db)
@@ -173,5 +173,5 @@ def load_key(database: Database, *, make: bool) -> bytes | None:
     # Before anything is written, because this raises where PyNaCl is missing.
     Signer(key)
     with database:
-        database.write_file(KEY_FILE, key)
+        files.write_file(os.path.join(database.folder, KEY_FILE), key)
     return key

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from .database import Database
 from .errors import DatabaseError
 from .keys import CHANGES, SEPARATOR, check_peer, unpack_seq
+from .leveldb import Database
 from .log import Scuttleup
 from .scan import read_runs
 from .signing import FIRST_LINK, check, is_odd, is_signed

@@ -36,7 +36,7 @@ from contextlib import suppress
 from typing import Any
 
 from .changes import Run
-from .database import Database
+from .leveldb import Database
 from .limits import NEWS
 from .scan import read_runs
 

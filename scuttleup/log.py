@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .authors import find_id, load_key
 from .changes import Change, Run, expand
-from .database import Database, open_database
 from .encodings import find_encoding
 from .errors import shown
 from .keys import check_peer, check_seq
+from .leveldb import Database, open_database
 from .limits import MAX_ENTRY
 from .read_stream import ReadStream
 from .replication import Replicated, ReplicationStream

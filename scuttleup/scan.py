@@ -38,7 +38,6 @@ from itertools import chain, islice
 from typing import Any
 
 from .changes import Run
-from .database import Unreadable
 from .keys import (
     CHANGES,
     CHANGES_END,
@@ -50,6 +49,7 @@ from .keys import (
     pack_seq,
     unpack_seq,
 )
+from .leveldb import Unreadable
 from .limits import RUN_BYTES, RUN_ENTRIES
 
 # `load_heads` reads this many keys of a log one by one, 0.5 µs each, before it seeks to the last

@@ -48,11 +48,11 @@ from functools import partial
 
 from .authors import Authors, find_id
 from .changes import Run
-from .database import ERRORS, Database
 from .errors import EntryNotFound, ScuttleupError
 from .events import Events
 from .follower import Follower, News, Span
 from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log_prefix, pack_seq
+from .leveldb import ERRORS, Database, files
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import load_heads, load_id
 from .signing import PREFIX, check, is_signed
@@ -102,7 +102,7 @@ class Store:
             self.id = find_id(stored, id, key, only_signed)
             if self.id != stored:
                 db.put(ID, self.id.encode(), sync=True)
-                database.sync_folders()
+                files.sync_folder(database.folder)
             self.heads = load_heads(db)
         self._is_signed = is_signed(self.id)
         self._authors = Authors(database, self.id, key, only_signed)
@@ -301,10 +301,10 @@ class Store:
         older = sync and self._unsynced
         self._unsynced = self._unsynced or not sync
         if older:
-            self.database.sync_older_journals()
+            files.sync_older_journals(self.database.folder)
         write()
         if older:
-            self.database.sync_older_journals()
+            files.sync_older_journals(self.database.folder)
         if sync:
             self._unsynced = False
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from tempfile import TemporaryDirectory
 
 import scuttleup
-from scuttleup.database import binding
+from scuttleup.leveldb import binding
 
 
 async def replicate(alice: scuttleup.Scuttleup, bob: scuttleup.Scuttleup) -> None:

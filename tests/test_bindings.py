@@ -17,7 +17,7 @@ import pytest
 
 import scuttleup
 from scuttleup import DamagedDatabase, DatabaseError, Scuttleup
-from scuttleup.database import open_database
+from scuttleup.leveldb import files
 
 only_windows = pytest.mark.skipif(sys.platform != "win32", reason="a rule of Windows")
 
@@ -137,11 +137,9 @@ def test_each_binding_names_damage(raw: Any, tmp_path: Path) -> None:
 
 def test_a_file_holds_every_byte_that_was_written(tmp_path: Path) -> None:
     """In text mode, Windows would write two bytes for a line's end, and end the file at byte 26."""
-    database = open_database(tmp_path / "logs.db")
-    database.write_file("signing.key", key := bytes(range(32)))
-    assert (tmp_path / "logs.db" / "signing.key").read_bytes() == key
-    assert database.read_file("signing.key") == key
-    database.close()
+    files.write_file(str(tmp_path / "signing.key"), key := bytes(range(32)))
+    assert (tmp_path / "signing.key").read_bytes() == key
+    assert files.read_file(str(tmp_path / "signing.key")) == key
 
 
 @pytest.mark.parametrize("is_refused", [False, True])
@@ -157,11 +155,9 @@ def test_on_a_mac_the_disk_is_told_to_empty_its_cache(
         if is_refused:
             raise OSError("not supported")
 
-    database = open_database(tmp_path / "logs.db")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(fcntl, "F_FULLFSYNC", "full", raising=False)
     monkeypatch.setattr(fcntl, "fcntl", full_sync)
     monkeypatch.setattr(os, "fsync", lambda file: done.append("fsync"))
-    database.write_file("signing.key", b"key")
-    database.close()
+    files.write_file(str(tmp_path / "signing.key"), b"key")
     assert done == (["full", "fsync"] if is_refused else ["full"]) * 3  # the file and two folders

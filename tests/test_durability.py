@@ -22,8 +22,8 @@ import pytest
 from leveldb import FakeDB, binding, open_leveldb
 from waiting import LIMIT, start
 
-import scuttleup.database
 import scuttleup.follower
+import scuttleup.leveldb
 import scuttleup.read_stream
 import scuttleup.store
 from scuttleup import Change, DamagedDatabase, DatabaseError, Scuttleup

@@ -18,8 +18,8 @@ import scuttleup.follower
 import scuttleup.limits
 from scuttleup import DatabaseError
 from scuttleup.changes import Run, expand
-from scuttleup.database import Database
 from scuttleup.follower import News
+from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY
 from scuttleup.store import Store
 

@@ -86,13 +86,13 @@ def test_every_synced_write_brings_all_before_it_to_the_disk(disk: Path) -> None
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files and folders that we bring to the disk, in order."""
     events: list[str] = []
-    sync = scuttleup.database._sync
+    sync = scuttleup.leveldb.files._sync
 
     def listen(path: str, flags: int) -> None:
         events.append(os.path.basename(path))
         sync(path, flags)
 
-    monkeypatch.setattr(scuttleup.database, "_sync", listen)
+    monkeypatch.setattr(scuttleup.leveldb.files, "_sync", listen)
     return events
 
 

@@ -21,8 +21,8 @@ import pytest
 from waiting import LIMIT, arrival, start, until
 
 from scuttleup import Change, ReadStream, Scuttleup
-from scuttleup.database import Database
 from scuttleup.keys import change_keys, log_prefix
+from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY, RUN_BYTES, RUN_ENTRIES
 from scuttleup.read_stream import _Alarm
 from scuttleup.store import Store

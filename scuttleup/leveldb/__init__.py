@@ -1,0 +1,27 @@
+"""A LevelDB made safe. This folder knows nothing of logs.
+
+What the rest of the package uses of it is here:
+
+- `open_database` opens a LevelDB with every check there is, and makes one only where there is
+  nothing.
+- `Database` is an open one, which any thread may use and close at any time, and which nobody can
+  use in a child process. What goes wrong is a `DatabaseError` in words.
+- `files` brings to the disk what LevelDB does not, and keeps a small file of our own beside its.
+- `Unreadable` is raised by whoever finds that what is stored cannot be right, and becomes a
+  `DamagedDatabase`. `ERRORS` are all that a read or a write may raise.
+
+| file          | what lives there                                                      |
+|---------------|-----------------------------------------------------------------------|
+| `opening.py`  | what is a database, what may become one, and what is open here        |
+| `database.py` | locks, closing, and errors, around every use                          |
+| `files.py`    | the files in its folder: journals to the disk, the key                |
+| `fork.py`     | what must not happen in a child process                               |
+| `binding.py`  | the one file that knows the binding: classes, file names, error texts |
+"""
+
+from . import files as files
+from .binding import ERRORS as ERRORS
+from .binding import Unreadable as Unreadable
+from .binding import binding as binding
+from .database import Database as Database
+from .opening import open_database as open_database

@@ -1,0 +1,110 @@
+"""The files in the folder of a database: what is brought to the disk, and a file of our own.
+
+Everything here raises OSError.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from functools import partial
+
+
+def sync_older_journals(folder: str) -> None:
+    """Bring every journal but the newest to the disk.
+
+    A synced write makes LevelDB sync the journal that it writes at that moment. The journal
+    before that one stays in the folder until its entries are in a table, and it may be unsynced
+    until then. A journal is a file `*.log`, see doc/log_format.md of LevelDB.
+    """
+    for journal in _journals(folder)[:-1]:
+        # A file that is gone does not matter: LevelDB has all of it in a synced table.
+        with suppress(FileNotFoundError):
+            _sync(journal, os.O_RDWR)
+
+
+def _journals(folder: str) -> list[str]:
+    """The paths of LevelDB's journals, the newest one last."""
+    names = [name for name in os.listdir(folder) if name.endswith(".log")]
+    # The names are numbers of six digits, or more.
+    names.sort(key=lambda name: (len(name), name))
+    return [os.path.join(folder, name) for name in names]
+
+
+def sync_folder(folder: str) -> None:
+    """Bring the names of a new database's files, and its own name, to the disk."""
+    for each in folder, os.path.dirname(os.path.abspath(folder)):
+        # Windows cannot do this, and it writes a name down with the file (LevelDB's
+        # env_windows.cc). Some file systems cannot do it either.
+        with suppress(OSError):
+            _sync(each, os.O_RDONLY)
+
+
+def read_file(path: str) -> bytes | None:
+    """The contents of the file `path`; None if there is none.
+
+    At most 1,024 bytes are read.
+    """
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        return file.read(1024)
+    return None
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Make the file `path`, which only its owner may read, and bring it to the disk.
+
+    On Windows it may be read by whoever may read the folder: files there have no mode, they
+    inherit who may read them. A folder in the user's own profile is closed to other users.
+    """
+    # The file gets its name when it is complete, so there is never half a file of that name.
+    # What a killed run left under the other name may have another mode, so it goes.
+    with suppress(FileNotFoundError):
+        os.unlink(path + ".new")
+    with open(path + ".new", "xb", opener=partial(os.open, mode=0o600)) as file:
+        file.write(data)
+        file.flush()
+        _sync_file(file.fileno())
+    os.replace(path + ".new", path)
+    sync_folder(os.path.dirname(path))
+
+
+def check_room(folder: str) -> None:
+    """Raise OSError unless there is room on the disk for what LevelDB holds and has not saved yet.
+
+    LevelDB would refuse every further write if it tried to save that and failed.
+    """
+    # Imported here, because few programs ever come here.
+    from tempfile import TemporaryFile
+
+    held = sum(map(os.path.getsize, _journals(folder)))
+    with TemporaryFile(dir=folder) as probe:
+        # The rest is for an index and for the new journal.
+        probe.write(bytes(held + (64 << 10)))
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+def _sync(path: str, flags: int) -> None:
+    """Bring the file or the folder at `path` to the disk. Raises OSError if that fails."""
+    file = os.open(path, flags)
+    try:
+        _sync_file(file)
+    finally:
+        os.close(file)
+
+
+def _sync_file(file: int) -> None:
+    """Bring what was written to an open file to the disk, as LevelDB does it.
+
+    On Linux and Windows fsync also has the disk empty its own cache, which would not survive a
+    power failure. On macOS only F_FULLFSYNC does that, and some file systems do not have it
+    (`SyncFd` in LevelDB's env_posix.cc).
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(file)
