@@ -10,12 +10,11 @@ Everything that a program needs is here. `open` is where to begin:
 
 Each file knows only the files below it, so read them from the bottom up, in three sittings:
 
-1. The log: `errors`, `limits`, `events`, `changes`, `encodings`, `keys`, `signing`, `leveldb`,
-`scan`,
-   `follower`, `authors`, `store`, `read_stream`, `log`.
-2. Replication: `messages` (the frames of the wire), `replication` (the protocol without I/O),
-   `connection` (the same over asyncio).
-3. The running peer: `peer` (stays connected), `terminal` and `cli` (the command line), `check`.
+1. The log: `errors`, `limits`, `changes`, `encodings`, `keys`, `scan`, `follower`, `events`,
+   `store`, `read_stream`, `log`.
+2. What it stands on and what it does: `leveldb/` (a LevelDB made safe), `signed/` (signed logs),
+   `replication/` (the frames of the wire, the protocol without I/O, the same over asyncio).
+3. The running peer: `peer` (stays connected), `command/` (the command line).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from .errors import (
 )
 from .log import Scuttleup, open
 from .read_stream import ReadStream
-from .replication import Replicated, ReplicationStream
+from .replication.protocol import Replicated, ReplicationStream
 
 __version__ = "1.0.0"
 

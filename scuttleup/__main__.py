@@ -1,8 +1,8 @@
-"""`python -m scuttleup` is the command line; see `cli.py`."""
+"""`python -m scuttleup` is the command line; see `command/cli.py`."""
 
 import sys
 
-from .cli import main
+from .command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

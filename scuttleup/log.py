@@ -16,7 +16,6 @@ from os import PathLike, fsdecode
 from os.path import exists
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .authors import find_id, load_key
 from .changes import Change, Run, expand
 from .encodings import find_encoding
 from .errors import shown
@@ -24,8 +23,9 @@ from .keys import check_peer, check_seq
 from .leveldb import Database, open_database
 from .limits import MAX_ENTRY
 from .read_stream import ReadStream
-from .replication import Replicated, ReplicationStream
-from .signing import KEY_BYTES, is_signed, strip
+from .replication.protocol import Replicated, ReplicationStream
+from .signed.authors import find_id, load_key
+from .signed.signing import KEY_BYTES, is_signed, strip
 from .store import Store
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ class Scuttleup:
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
         """
         # Imported here, because asyncio takes longer to load than all the rest.
-        from .connection import replicate
+        from .replication.connection import replicate
 
         make_stream = partial(self.create_replication_stream, mode=mode, live=live)
         return await replicate(make_stream, reader, writer)

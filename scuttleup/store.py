@@ -27,7 +27,7 @@ has is found, and one that it does not have leaves no gap.
 a handler, or what the garbage collector runs, could therefore also write while its own thread is
 writing, and both would get one number. So whoever holds the lock already is refused.
 
-*Signed logs.* `authors.py` signs our own entries, and says how much of what comes in is its
+*Signed logs.* `signed/` signs our own entries, and says how much of what comes in is its
 author's. It needs the hash of the newest entry of that log. The hash is computed when it is needed.
 If that entry is deleted, the same batch stores its hash. What comes in is checked under the lock
 `writes`, so no head can move meanwhile. For 64 KiB that takes 25 ms at the worst.
@@ -46,7 +46,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from .authors import Authors, find_id
 from .changes import Run
 from .errors import EntryNotFound, ScuttleupError
 from .events import Events
@@ -55,7 +54,8 @@ from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import load_heads, load_id
-from .signing import PREFIX, check, is_signed
+from .signed.authors import Authors, find_id
+from .signed.signing import PREFIX, check, is_signed
 
 _NESTED = "a write was begun in the middle of another one, for instance by a signal handler"
 

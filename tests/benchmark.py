@@ -37,7 +37,7 @@ from wire import frame
 import scuttleup
 from scuttleup import Change, Peer, Scuttleup, ScuttleupError
 from scuttleup.keys import change_keys, log_prefix
-from scuttleup.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes, encode_handshake
 
 TESTS = Path(__file__).parent
 NODE_MODULES = TESTS / "interop" / "node_modules"

@@ -15,7 +15,8 @@ import pytest
 from leveldb import FakeDB, open_leveldb
 
 import scuttleup
-from scuttleup import Scuttleup, cli
+from scuttleup import Scuttleup
+from scuttleup.command import cli
 
 TEST_SECONDS = 60  # that a coroutine test may take; most take a moment
 

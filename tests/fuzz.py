@@ -31,10 +31,10 @@ except ImportError:
 
 with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullcontext():
     from scuttleup import Change, ConnectionLost, ProtocolError, Scuttleup
-    from scuttleup.check import check_logs
+    from scuttleup.command.check import check_logs
     from scuttleup.limits import MAX_ENTRY, MAX_FRAME
-    from scuttleup.messages import encode_changes, encode_handshake
-    from scuttleup.signing import FIRST_LINK, Signer, link_after
+    from scuttleup.replication.messages import encode_changes, encode_handshake
+    from scuttleup.signed.signing import FIRST_LINK, Signer, link_after
 
 MAX_KEPT = 500  # bytes of a frame that is kept, so few that mutations reach the limit
 # Two signed logs: that of somebody else, and our own where it is signed. From entry 4 on, the other

@@ -22,7 +22,7 @@ from waiting import LIMIT
 
 import scuttleup
 from scuttleup.limits import MAX_ENTRY
-from scuttleup.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes, encode_handshake
 
 if sys.platform != "win32":
     import fcntl

@@ -32,8 +32,8 @@ from wire import HTTP, MODES, sends, tls_hello
 
 import scuttleup.limits
 from scuttleup import ConnectionLost, DatabaseError, ProtocolError, Replicated, Scuttleup
-from scuttleup.messages import Decoder, encode_changes, encode_handshake
-from scuttleup.replication import ReplicationStream
+from scuttleup.replication.messages import Decoder, encode_changes, encode_handshake
+from scuttleup.replication.protocol import ReplicationStream
 
 # Python warns when it collects what `replicate` has left open. Here a warning fails the test.
 pytestmark = pytest.mark.filterwarnings("error")

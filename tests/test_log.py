@@ -19,7 +19,7 @@ import scuttleup
 from scuttleup import Change, DamagedDatabase, EntryNotFound, Scuttleup, ScuttleupError
 from scuttleup.keys import DELETED_HEADS, ID, log_prefix, pack_seq
 from scuttleup.limits import MAX_ENTRY, MAX_SEQ
-from scuttleup.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes, encode_handshake
 
 
 def key(peer: str, seq: int) -> bytes:

@@ -17,7 +17,7 @@ from wire import MAX, MODES, cut, frame, string, varint
 
 from scuttleup.changes import expand
 from scuttleup.limits import MAX_ENTRY, MAX_FIELD, MAX_FRAME, MAX_SKIPPED
-from scuttleup.messages import Decoder, encode_changes, encode_handshake
+from scuttleup.replication.messages import Decoder, encode_changes, encode_handshake
 
 Strategy = st.SearchStrategy[Any]
 Handshake = tuple[str, dict[str, int], str]  # the id, the head and the mode

@@ -23,7 +23,9 @@ from interop import FOLDER, require_node
 from readme import ROOT, TEXT, block, blocks
 
 import scuttleup
-from scuttleup import cli, keys, limits, signing
+from scuttleup import keys, limits
+from scuttleup.command import cli
+from scuttleup.signed import signing
 
 # Each block by a text that only it has. Those of the chat and of Node have tests of their own.
 PYTHON = API, SERVER, CHAT, SIGNED = "logs.entry(", "alice.db", '"username"', "signed=True"
@@ -164,7 +166,7 @@ def test_the_test_command_is_the_one_that_runs_here() -> None:
 
 def test_every_file_that_it_names_is_there() -> None:
     named = set(re.findall(r"\b(?:scuttleup|tests)/[\w/.]+\w", TEXT))
-    assert named >= {"scuttleup/messages.py", "tests/simulate.py", "tests/simulate.svg"}
+    assert named >= {"scuttleup/replication/messages.py", "tests/simulate.py", "tests/simulate.svg"}
     named |= set(re.findall(r"bin/python ([\w/.]+)", TEXT))
     assert {name for name in named if not (ROOT / name).exists()} == {"chat.py"}, "is yours"
 

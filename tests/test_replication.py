@@ -29,7 +29,7 @@ from scuttleup import (
     limits,
 )
 from scuttleup.keys import log_prefix, pack_seq
-from scuttleup.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes, encode_handshake
 
 
 class Peer(NamedTuple):
@@ -589,7 +589,7 @@ def test_a_remote_that_comes_back_again_and_again_costs_some_lines_a_minute(
 def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
     us: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scuttleup.replication.MAX_LEFT_OUT", 3)
+    monkeypatch.setattr("scuttleup.replication.protocol.MAX_LEFT_OUT", 3)
     stream = heard(us, HELLO + TRAFFIC[1])
     for n in range(5):
         stream.receive_data(change(b"bad %d" % n, 0))

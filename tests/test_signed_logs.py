@@ -23,11 +23,11 @@ from leveldb import FakeDB, open_leveldb
 import scuttleup
 from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
-from scuttleup.check import check_logs, stray_keys
+from scuttleup.command.check import check_logs, stray_keys
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
 from scuttleup.limits import MAX_NAMED, RUN_BYTES
-from scuttleup.messages import encode_changes, encode_handshake
-from scuttleup.signing import FIRST_LINK, Signer, is_signed, link_after
+from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.signed.signing import FIRST_LINK, Signer, is_signed, link_after
 
 Backup = tuple[Path, list[Change]]
 

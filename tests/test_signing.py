@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from scuttleup.changes import Run
 from scuttleup.limits import MAX_SEQ
-from scuttleup.signing import (
+from scuttleup.signed.signing import (
     FIRST_LINK,
     Checked,
     Signer,
@@ -253,7 +253,7 @@ def test_a_wrong_key_is_an_error_that_does_not_show_it(key: bytes, error: type[E
 
 def test_pynacl_is_not_loaded_before_a_signature_is_made_or_checked() -> None:
     lines = [
-        "import sys, scuttleup.signing as signing",
+        "import sys, scuttleup.signed.signing as signing",
         f"assert signing.is_signed({ID!r})",
         "assert 'nacl' not in sys.modules",
         "assert signing.pynacl_installed()",

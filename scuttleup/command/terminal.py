@@ -48,9 +48,9 @@ from contextlib import suppress
 from io import FileIO
 from typing import Any, Self
 
-from .errors import DatabaseError, ScuttleupError
-from .log import Scuttleup
-from .read_stream import ReadStream
+from ..errors import DatabaseError, ScuttleupError
+from ..log import Scuttleup
+from ..read_stream import ReadStream
 
 # Bytes that are read from stdin at once.
 READ_BYTES = 64 * 1024

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import os
 
-from .changes import Run
-from .errors import ScuttleupError
-from .keys import DELETED_HASHES, DELETED_HEADS, check_peer, log_prefix, pack_seq
-from .leveldb import Database, Unreadable, files
-from .scan import load_id
+from ..changes import Run
+from ..errors import ScuttleupError
+from ..keys import DELETED_HASHES, DELETED_HEADS, check_peer, log_prefix, pack_seq
+from ..leveldb import Database, Unreadable, files
+from ..scan import load_id
 from .signing import (
     FIRST_LINK,
     KEY_BYTES,

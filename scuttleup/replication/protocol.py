@@ -58,14 +58,14 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from . import limits
-from .changes import Change, Run, expand
-from .errors import ConnectionLost, ProtocolError
-from .follower import Follower
-from .keys import check_peer, log_bytes
-from .limits import MAX_ENTRY, MAX_LEFT_OUT, MAX_SEQ
+from .. import limits
+from ..changes import Change, Run, expand
+from ..errors import ConnectionLost, ProtocolError
+from ..follower import Follower
+from ..keys import check_peer, log_bytes
+from ..limits import MAX_ENTRY, MAX_LEFT_OUT, MAX_SEQ
+from ..store import Store
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
-from .store import Store
 
 
 class Replicated(NamedTuple):

@@ -39,12 +39,12 @@ from base64 import b64encode
 from functools import partial
 from typing import Any
 
-from .changes import Change
-from .errors import ScuttleupError
-from .limits import MAX_ENTRY, MAX_NAMED
-from .log import Scuttleup
-from .log import open as open_logs
-from .messages import MODES
+from ..changes import Change
+from ..errors import ScuttleupError
+from ..limits import MAX_ENTRY, MAX_NAMED
+from ..log import Scuttleup
+from ..log import open as open_logs
+from ..replication.messages import MODES
 
 # Stands at the end of every help text.
 EPILOG = """\
@@ -326,7 +326,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     from contextlib import nullcontext
     from threading import Event
 
-    from .peer import Peer, load_tls
+    from ..peer import Peer, load_tls
     from .terminal import Messages, Printer, Typist
 
     loop = asyncio.get_running_loop()

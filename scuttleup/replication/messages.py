@@ -63,7 +63,7 @@ from itertools import repeat
 from operator import add
 from typing import Any, NamedTuple
 
-from .limits import MAX_ENTRY, MAX_FIELD, MAX_FRAME, MAX_SEQ, MAX_SKIPPED
+from ..limits import MAX_ENTRY, MAX_FIELD, MAX_FRAME, MAX_SEQ, MAX_SKIPPED
 
 # The modes by their numbers on the wire, less one.
 MODES = ("sync", "push", "pull")

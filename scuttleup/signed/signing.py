@@ -65,8 +65,8 @@ from functools import cache
 from operator import eq
 from typing import Any, NamedTuple
 
-from .changes import Run
-from .errors import ScuttleupError
+from ..changes import Run
+from ..errors import ScuttleupError
 
 # Every signed log has an id that begins like this. An id that does so and is no key is "odd".
 PREFIX = "ed25519."

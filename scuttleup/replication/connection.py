@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 
-`replication.py` decides what is sent and what is done with what comes. This file moves the bytes,
+`protocol.py` decides what is sent and what is done with what comes. This file moves the bytes,
 shares the time, and closes the connection. All it remembers of a replication is in `_Connection`.
 
 *Three share one `ReplicationStream`.*
@@ -53,9 +53,9 @@ from functools import partial
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
-from . import limits
-from .errors import ConnectionLost
-from .replication import Replicated, ReplicationStream, Standstill
+from .. import limits
+from ..errors import ConnectionLost
+from .protocol import Replicated, ReplicationStream, Standstill
 
 
 async def replicate(

@@ -1,0 +1,3 @@
+"""The command line: the commands (`cli.py`), the terminal of a running peer (`terminal.py`), and
+the look at a whole database (`check.py`).
+"""
