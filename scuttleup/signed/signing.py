@@ -139,9 +139,8 @@ def strip(stored: bytes) -> bytes:
 
 def link_after(stored: bytes) -> bytes:
     """The link (32 bytes) of the entry that follows `stored`; see `FIRST_LINK` for number 1."""
-    from hashlib import sha256  # here and below, because OpenSSL takes 3 ms to load and few need it
-
-    return sha256(stored).digest()
+    link: bytes = _sha256()(stored).digest()
+    return link
 
 
 def follows(seq: int, stored: bytes, link: bytes | None) -> bool:
@@ -195,8 +194,7 @@ class Signer:
         1. Returns the entries as they are stored, 96 bytes longer each, and the link after the last
         of them, which is what the next call needs.
         """
-        from hashlib import sha256
-
+        sha256 = _sha256()
         # 22 µs each, of which libsodium takes 20. One hash state serves both for what is signed and
         # for the next link, so each entry is hashed only once.
         sealed = []
@@ -240,8 +238,7 @@ def check(run: Run, link: bytes | None) -> Checked:
 
     # First all hashes and then all links, each in a loop in C: 1.3 million entries a second in runs
     # of 250. `linked` says of each entry whether it has the link that it must have.
-    from hashlib import sha256
-
+    sha256 = _sha256()
     hashes = [sha256(stored).digest() for stored in entries]
     linked = [follows(first, stored, link) for stored in entries[:1]]
     linked += map(eq, [stored[_LINK] for stored in entries[1:]], hashes)
@@ -278,10 +275,8 @@ def _is_signature(key: bytes, seq: int, stored: bytes) -> bool:
     nacl = _nacl()
     if len(stored) < TRAILER_BYTES:
         return False
-    from hashlib import sha256
-
     # A view makes no copy of an entry that may have 16 MiB.
-    digest = sha256(memoryview(stored)[:-SIGNATURE_BYTES]).digest()
+    digest = _sha256()(memoryview(stored)[:-SIGNATURE_BYTES]).digest()
     with suppress(nacl.exceptions.BadSignatureError):
         nacl.bindings.crypto_sign_open(stored[-SIGNATURE_BYTES:] + _signed(seq, digest), key)
         return True
@@ -293,6 +288,14 @@ def pynacl_installed() -> bool:
     with suppress(ScuttleupError):
         return bool(_nacl())
     return False
+
+
+@cache
+def _sha256() -> Any:
+    """What makes a SHA-256. It is loaded when it is needed: OpenSSL takes 3 ms to load."""
+    from hashlib import sha256
+
+    return sha256
 
 
 def _nacl() -> Any:
