@@ -32,7 +32,7 @@ from .errors import (
 )
 from .log import Scuttleup, open
 from .read_stream import ReadStream
-from .replication.protocol import Replicated, ReplicationStream
+from .replication import Replicated, ReplicationStream
 
 __version__ = "1.0.0"
 

@@ -1,8 +1,8 @@
-"""`python -m scuttleup` is the command line; see `command/cli.py`."""
+"""`python -m scuttleup` is the command line; see `command/`."""
 
 import sys
 
-from .command.cli import main
+from .command import main
 
 if __name__ == "__main__":
     sys.exit(main())

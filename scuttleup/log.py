@@ -23,9 +23,8 @@ from .keys import check_peer, check_seq
 from .leveldb import Database, open_database
 from .limits import MAX_ENTRY
 from .read_stream import ReadStream
-from .replication.protocol import Replicated, ReplicationStream
-from .signed.authors import find_id, load_key
-from .signed.signing import KEY_BYTES, is_signed, strip
+from .replication import Replicated, ReplicationStream
+from .signed import KEY_BYTES, find_id, is_signed, load_key, strip
 from .store import Store
 
 if TYPE_CHECKING:
@@ -298,7 +297,7 @@ class Scuttleup:
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
         """
         # Imported here, because asyncio takes longer to load than all the rest.
-        from .replication.connection import replicate
+        from .replication import replicate
 
         make_stream = partial(self.create_replication_stream, mode=mode, live=live)
         return await replicate(make_stream, reader, writer)

@@ -69,8 +69,7 @@ from typing import Any, NamedTuple
 from . import limits
 from .errors import ConnectionLost, ProtocolError, ScuttleupError
 from .log import Scuttleup
-from .replication.messages import MODES
-from .replication.protocol import Replicated
+from .replication import MODES, Replicated
 
 # A host, which is a name or a number, and a port.
 Address = tuple[str, int]

@@ -29,7 +29,7 @@ from functools import partial
 
 from .changes import Change, expand
 from .encodings import Encoding
-from .signed.signing import is_signed, strip
+from .signed import is_signed, strip
 from .store import Store
 
 

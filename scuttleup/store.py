@@ -54,8 +54,7 @@ from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import load_heads, load_id
-from .signed.authors import Authors, find_id
-from .signed.signing import PREFIX, check, is_signed
+from .signed import PREFIX, Authors, check, find_id, is_signed
 
 _NESTED = "a write was begun in the middle of another one, for instance by a signal handler"
 

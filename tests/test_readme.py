@@ -171,38 +171,6 @@ def test_every_file_that_it_names_is_there() -> None:
     assert {name for name in named if not (ROOT / name).exists()} == {"chat.py"}, "is yours"
 
 
-def test_every_file_is_in_the_order_of_reading_and_knows_only_the_files_below_it() -> None:
-    rows = re.findall(r"^\| \d \| (.*?) \|", TEXT, re.MULTILINE)
-    order = re.findall(r"`([\w/]+)\.py`", " ".join(rows))
-    package = ROOT / "scuttleup"
-    modules = {path.relative_to(package).with_suffix("") for path in package.rglob("*.py")}
-    ours = {path.as_posix() for path in modules if path.stem not in ("__init__", "__main__")}
-    assert sorted(order) == sorted(ours)
-    below: set[str] = set()
-    for module in reversed(order):
-        source = (package / f"{module}.py").read_text("utf-8")
-        assert not re.search(r"^ *(from|import) scuttleup", source, re.MULTILINE), module
-        folder = os.path.dirname(module)
-        known = set()
-        for dots, name, names in re.findall(
-            r"^ *from (\.+)([\w.]*) import (.*)", source, re.MULTILINE
-        ):
-            where = (folder if dots == "." else "", *name.split("."))
-            known |= (
-                {"/".join(filter(None, where))}
-                if name
-                else {"/".join(filter(None, (where[0], each))) for each in names.split(", ")}
-            )
-        # A folder is known as soon as all of it is below.
-        whole = {each for each in {os.path.dirname(path) for path in ours} if each}
-        below |= {
-            each for each in whole if {path for path in ours if path.startswith(each)} <= below
-        }
-        assert known <= below, module
-        below.add(module)
-    assert any(each.endswith("peer") for each in known), "cli.py imports that later"
-
-
 def test_the_names_that_stand_for_those_of_the_original_are_those_of_the_api() -> None:
     [sentences] = re.findall(r"Names are those of the original.*?needed\.", WORDS)
     names = re.findall(r"is `(\w+)", sentences)

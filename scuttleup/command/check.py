@@ -24,7 +24,7 @@ from ..keys import CHANGES, SEPARATOR, check_peer, unpack_seq
 from ..leveldb import Database
 from ..log import Scuttleup
 from ..scan import read_runs
-from ..signed.signing import FIRST_LINK, check, is_odd, is_signed
+from ..signed import FIRST_LINK, check, is_odd, is_signed
 
 # How many keys are read before others may use the database.
 KEYS = 10_000

@@ -44,7 +44,7 @@ from ..errors import ScuttleupError
 from ..limits import MAX_ENTRY, MAX_NAMED
 from ..log import Scuttleup
 from ..log import open as open_logs
-from ..replication.messages import MODES
+from ..replication import MODES
 
 # Stands at the end of every help text.
 EPILOG = """\

@@ -1,3 +1,23 @@
 """Replication, without a peer that stays connected: the frames of the wire (`messages.py`), the
 protocol without any I/O (`protocol.py`), and the same over asyncio (`connection.py`).
 """
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .connection import replicate as replicate
+    from .messages import MODES as MODES
+    from .protocol import Replicated as Replicated
+    from .protocol import ReplicationStream as ReplicationStream
+else:
+
+    def __getattr__(name: str) -> object:
+        """Load a file when it is first used, since a log needs none, and one of them asyncio."""
+        if name == "MODES":
+            from . import messages as file
+        elif name in ("Replicated", "ReplicationStream"):
+            from . import protocol as file
+        elif name == "replicate":
+            from . import connection as file
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(file, name)

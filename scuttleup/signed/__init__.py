@@ -1,6 +1,16 @@
 """Signed logs: ids that are keys, and entries that prove who wrote them.
 
-`signing.py` is the format, and needs no database; `authors.py` has what it means for a store. Of
-this folder, the rest of the package asks three things: whether an id is that of a signed log, what
-the plain entry in a stored one is, and how many entries of a run are their author's.
+`signing.py` is the format, and needs no database; `authors.py` has what it means for a store. The
+rest of the package uses of this folder only the names that are handed out below.
 """
+
+from .authors import Authors as Authors
+from .authors import find_id as find_id
+from .authors import load_key as load_key
+from .signing import FIRST_LINK as FIRST_LINK
+from .signing import KEY_BYTES as KEY_BYTES
+from .signing import PREFIX as PREFIX
+from .signing import check as check
+from .signing import is_odd as is_odd
+from .signing import is_signed as is_signed
+from .signing import strip as strip
