@@ -17,6 +17,7 @@ from os.path import exists
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .changes import Change, Run, expand
+from .door import Door
 from .encodings import find_encoding
 from .errors import shown
 from .keys import check_peer, check_seq
@@ -83,7 +84,8 @@ class Scuttleup:
     - `sync` is whether a write returns only when it, and everything written before it, would
       survive a power failure. Without it a write survives the end of the process, however it comes.
     - `verify(change) -> bool` is asked about every change that replication receives, before it is
-      stored. If it returns false, or raises, that connection ends.
+      stored. If it returns false, or raises, that log is left out from there on, on that
+      connection.
     - `only_signed` leaves out every log of others that is not signed.
     - `key`, the secret key of a signed log (32 bytes), makes the log of a new database a signed
       one, and lets an existing one be appended to. Nobody else may read it. `open` takes care of
@@ -121,7 +123,7 @@ class Scuttleup:
         if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
         # Asked by replications. The user gets the change as it can be read, not as it is stored.
-        self._verify = verify and (lambda change: verify(self._decoded(change)))
+        self._verify = verify and partial(self._ask, verify)
         if isinstance(db, _Path) and not exists(fsdecode(db.path)):
             # Nothing is made if no log can have these options. The key of a log that is to be
             # signed is made later; any other stands in for it here.
@@ -190,12 +192,16 @@ class Scuttleup:
         entry = self._store.get(check_peer(peer), check_seq(seq))
         return encoding.decode_entry(peer, seq, strip(entry) if is_signed(peer) else entry)
 
-    def _decoded(self, change: Change) -> Change:
-        """A change as it is stored, with its entry as the user reads it."""
+    def _ask(self, verify: Callable[[Change], bool], change: Change) -> bool:
+        """Ask `verify` about a change as the user reads it; False if it cannot be read."""
         peer, seq, entry = change
         if is_signed(peer):
             entry = strip(entry)
-        return Change(peer, seq, self._encoding.decode_entry(peer, seq, entry))
+        try:
+            entry = self._encoding.decode_entry(peer, seq, entry)
+        except ValueError:
+            return False
+        return verify(Change(peer, seq, entry))
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry here, if it is here; other peers keep theirs.
@@ -226,7 +232,7 @@ class Scuttleup:
                 runs.append(Run(check_peer(peer), seq, entries))
             check_seq(seq)
             entries.append(self._encode(entry))
-        return self._store.write(runs, sync)
+        return Door(self._store).write(runs, sync)
 
     def create_read_stream(
         self,
@@ -288,7 +294,7 @@ class Scuttleup:
 
         - ProtocolError when the remote is in error, so that it is of little use to come back: what
           it sent cannot be read, it has our own id, it sent changes though the modes forbid that,
-          `verify` refused one, or half a frame did not grow for 60 seconds.
+          or half a frame did not grow for 60 seconds.
         - ConnectionLost when it is worth coming back: the connection broke, or ended before the
           remote's handshake or in the middle of a frame; or the remote sent no handshake, or took
           nothing of what we send, for 60 seconds.

@@ -27,10 +27,12 @@ has is found, and one that it does not have leaves no gap.
 a handler, or what the garbage collector runs, could therefore also write while its own thread is
 writing, and both would get one number. So whoever holds the lock already is refused.
 
-*Signed logs.* `signed/` signs our own entries, and says how much of what comes in is its
-author's. It needs the hash of the newest entry of that log. The hash is computed when it is needed.
-If that entry is deleted, the same batch stores its hash. What comes in is checked under the lock
-`writes`, so no head can move meanwhile. For 64 KiB that takes 25 ms at the worst.
+*Others' entries.* What comes from elsewhere is decided in `door.py`, in a `with store.writing()`
+block, so no head can move between the decision and `commit`. The signatures in 64 KiB of a hostile
+remote take 25 ms at the worst.
+
+*Signed logs.* `signed/` signs our own entries. The next entry holds the hash of the one before. If
+the newest entry is deleted, the same batch stores its hash.
 
 *Sync.* A write with `sync` returns when it, and everything that was written before it, will survive
 a power failure. LevelDB syncs the journal that it writes to. If unsynced writes came before, an
@@ -43,8 +45,9 @@ entries that survive under a lost id would be somebody else's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from .changes import Run
 from .errors import EntryNotFound, ScuttleupError
@@ -54,7 +57,7 @@ from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import load_heads, load_id
-from .signed import PREFIX, Authors, check, find_id, is_signed
+from .signed import Authors, find_id, is_signed
 
 _NESTED = "a write was begun in the middle of another one, for instance by a signal handler"
 
@@ -104,8 +107,9 @@ class Store:
                 files.sync_folder(database.folder)
             self.heads = load_heads(db)
         self._is_signed = is_signed(self.id)
-        self._authors = Authors(database, self.id, key, only_signed)
-        self.refusal = self._authors.refusal
+        self._authors = Authors(database, self.id, key)
+        self.only_signed = only_signed
+        self.link_after = self._authors.link_after
         self.room = _room(self.id, self.heads)
         # The keys of our next entries. To take one of them is much faster than making a key anew.
         self._own_keys = self._keys_to_come()
@@ -132,18 +136,17 @@ class Store:
             if self._is_signed:
                 [entry] = self._authors.seal(head, [entry])
             if len(entry) > self.max_entry:
-                raise ValueError(self._too_large(head + 1, [entry]))
-            self._in_doubt = True
-            key = next(self._own_keys)
+                raise ValueError(too_large(head + 1, len(entry), self.max_entry))
+            if self._sync if sync is None else sync:
+                with database:
+                    self.commit([Run(own, head + 1, [entry])], True)
+                return head + 1
+            # What `_commit` does, for the most frequent write.
+            self._in_doubt = self._unsynced = True
             try:
-                if self._sync if sync is None else sync:
-                    self._commit(partial(database.db.put, key, entry, sync=True), True)
-                else:
-                    self._unsynced = True
-                    database.db.put(key, entry)
+                database.db.put(next(self._own_keys), entry)
             except ERRORS as error:
                 raise database.error(error) from error
-            # LevelDB has the entry. Only now the head moves, and the followers hear of it.
             self.heads[own] = head = head + 1
             news = self._news
             if news.followers:
@@ -157,9 +160,7 @@ class Store:
 
         Raises as `append` does, and then stores nothing.
         """
-        self._refuse_nested()
-        with self.database.writes, self.database:
-            self._settle()
+        with self.writing():
             head = self.heads.get(self.id, 0)
             if head + len(entries) > MAX_SEQ:
                 raise OverflowError(
@@ -168,85 +169,29 @@ class Store:
                 )
             if self._is_signed:
                 entries = self._authors.seal(head, entries)
-            if max(map(len, entries), default=0) > self.max_entry:
-                raise ValueError(self._too_large(head + 1, entries))
-            self._put([Run(self.id, head + 1, entries)], sync)
+            for seq, entry in enumerate(entries, head + 1):
+                if len(entry) > self.max_entry:
+                    raise ValueError(too_large(seq, len(entry), self.max_entry))
+            self.commit([Run(self.id, head + 1, entries)], sync)
             return head + 1
 
-    def write(
-        self, runs: Iterable[Run], sync: bool | None = None, refused: dict[str, str] | None = None
-    ) -> int:
-        """Store what was appended elsewhere in one batch; return how many entries were new.
+    @contextmanager
+    def writing(self) -> Iterator[Any]:
+        """The lock `writes` with the LevelDB, and with nothing in doubt, for one who writes.
 
-        See `approve` for what is refused. The reasons are added to `refused`, by peer, and all the
-        rest is stored. If `refused` is None, any reason is a ValueError and nothing is stored.
+        >>> with store.writing():
+        ...     store.commit([Run("foobar", store.heads["foobar"] + 1, [b"hello"])])
         """
         self._refuse_nested()
-        with self.database.writes, self.database:
+        with self.database.writes, self.database as db:
             self._settle()
-            found: dict[str, str] = {}
-            approved = self.approve(runs, found)
-            if refused is not None:
-                refused |= found
-            elif found:
-                raise ValueError("; ".join(f"{peer!r}: {why}" for peer, why in found.items()))
-            return self._put(approved, sync)
+            yield db
 
-    def approve(self, runs: Iterable[Run], refused: dict[str, str]) -> list[Run]:
-        """Find which of `runs`, or parts of them, may be stored behind what is here now.
+    def commit(self, runs: Iterable[Run], sync: bool | None = None) -> int:
+        """Store `runs` in one batch, within `writing`; return how many entries they have.
 
-        The runs of one log come in order. What a log has up to its head is left out. With the first
-        fault in a log, all that follows in it is left out, too, and `refused` gets the reason.
-        These are the faults:
-
-        - what `refusal` says
-        - a new log for which our handshake has no room
-        - a gap in our own log, unless it is signed, because a stranger's entry would otherwise
-          decide what number our next entry gets
-        - an entry above `max_entry`
-        - an entry of a signed log that its author has not signed
-
-        Other logs may have gaps, since entries can be deleted.
+        Whether they may be stored was decided before: each begins above the head of its log.
         """
-        approved: list[Run] = []
-        room, max_entry = self.room, self.max_entry
-        # The heads as they will be, and in signed logs the links after them.
-        heads: dict[str, int] = {}
-        links: dict[str, bytes | None] = {}
-        # The logs that have a fault in these runs. `refused` may name others.
-        bad: set[str] = set()
-        for peer, first, entries in runs:
-            head = heads[peer] if peer in heads else self.heads.get(peer, 0)
-            if first <= head:
-                entries = entries[head + 1 - first :]
-                first = head + 1
-            if not entries or peer in bad:
-                continue
-            fault: str | None = self.refusal(peer)
-            if fault:
-                entries = []
-            elif not head and peer != self.id and room < log_bytes(peer):
-                entries, fault = [], "there is no room for another log"
-            elif peer == self.id and first != head + 1 and not self._is_signed:
-                entries, fault = [], f"entry {first} of our own log does not follow {head}"
-            elif max(map(len, entries)) > max_entry:
-                entries, fault = [], self._too_large(first, entries)
-            elif peer.startswith(PREFIX):
-                link = links[peer] if peer in links else self._authors.link_after(peer, head)
-                checked = check(Run(peer, first, entries), link if first == head + 1 else None)
-                entries, links[peer], fault = entries[: checked.proven], checked.link, checked.fault
-            if fault:
-                refused[peer] = fault
-                bad.add(peer)
-            if entries:
-                if not head and peer != self.id:
-                    room -= log_bytes(peer)
-                heads[peer] = first + len(entries) - 1
-                approved.append(Run(peer, first, entries))
-        return approved
-
-    def _put(self, runs: Iterable[Run], sync: bool | None) -> int:
-        """Store `runs` in one batch, move the heads, tell the followers; return how many came."""
         heads: dict[str, int] = {}
         count = 0
         sync = self._sync if sync is None else sync
@@ -259,17 +204,7 @@ class Store:
             heads[peer] = first + len(entries) - 1
             count += len(entries)
         if count:
-            self._commit(batch.write, sync)
-            new = heads.keys() - self.heads.keys() - {self.id}
-            self.room -= sum(map(log_bytes, new))
-            self.heads.update(heads)
-            if self.id in heads:
-                self._own_keys = self._keys_to_come()
-            if self._news.followers:
-                for peer in heads:
-                    self._news.add(peer)
-                self._news.wake()
-            self._in_doubt = False
+            self._commit(batch.write, sync, heads)
         return count
 
     def delete(self, peer: str, seq: int) -> None:
@@ -278,23 +213,19 @@ class Store:
         If it is the newest entry of its log, the same batch writes down the number, and in a signed
         log the hash, because nothing else would tell them at the next opening.
         """
-        self._refuse_nested()
-        with self.database.writes, self.database:
-            self._settle()
-            key = log_prefix(peer) + pack_seq(seq)
-            batch = self.database.db.write_batch(sync=self._sync)
-            batch.delete(key)
+        with self.writing() as db:
+            batch = db.write_batch(sync=self._sync)
+            batch.delete(log_prefix(peer) + pack_seq(seq))
             if seq == self.heads.get(peer):
                 batch.put(DELETED_HEADS + peer.encode(), pack_seq(seq))
-                if is_signed(peer) and (link := self._authors.link_after(peer, seq)):
+                if is_signed(peer) and (link := self.link_after(peer, seq)):
                     batch.put(DELETED_HASHES + peer.encode(), link)
-            self._commit(batch.write, self._sync)
-            self._in_doubt = False
+            self._commit(batch.write, self._sync, {})
 
-    def _commit(self, write: Callable[[], None], sync: bool) -> None:
-        """Call `write`, which is in doubt until the caller has moved the heads.
+    def _commit(self, write: Callable[[], None], sync: bool, heads: dict[str, int]) -> None:
+        """Have LevelDB `write`; then move `heads` and tell the followers.
 
-        See "Sync" above for the older journals.
+        In between the write is in doubt. See "Sync" above for the older journals.
         """
         self._in_doubt = True
         older = sync and self._unsynced
@@ -306,17 +237,24 @@ class Store:
             files.sync_older_journals(self.database.folder)
         if sync:
             self._unsynced = False
+        # LevelDB has it. Only now the heads move, and the followers hear of it.
+        if heads:
+            new = heads.keys() - self.heads.keys() - {self.id}
+            self.room -= sum(map(log_bytes, new))
+            self.heads.update(heads)
+            if self.id in heads:
+                self._own_keys = self._keys_to_come()
+                self._authors.forget()
+            if self._news.followers:
+                for peer in heads:
+                    self._news.add(peer)
+                self._news.wake()
+        self._in_doubt = False
 
     def _keys_to_come(self) -> Iterator[bytes]:
         """The keys of all entries that our own log can still get."""
         head = self.heads.get(self.id, 0)
         return change_keys(log_prefix(self.id), head + 1, MAX_SEQ - head)
-
-    def _too_large(self, first: int, entries: Sequence[bytes]) -> str:
-        """What is wrong with one of `entries`, which is above `max_entry`."""
-        sizes = enumerate(map(len, entries), first)
-        seq, size = next((seq, size) for seq, size in sizes if size > self.max_entry)
-        return f"entry {seq}, of {size} bytes, is too large: the most is {self.max_entry}"
 
     def _refuse_nested(self) -> None:
         # The method is private, but `threading.Condition` relies on it as well.
@@ -339,6 +277,7 @@ class Store:
             self.heads[peer] = max(head, self.heads.get(peer, 0))
         self.room = _room(self.id, self.heads)
         self._own_keys = self._keys_to_come()
+        self._authors.forget()
         self._news.forget()
         # This also wakes those that a write in doubt was about to wake.
         self._news.wake_all()
@@ -400,6 +339,16 @@ class Store:
         """
         self.database.close()
         self._news.wake_all()
+
+
+def too_large(seq: int, size: int, most: int) -> str:
+    """What is wrong with entry `seq`, which has `size` bytes, where `most` is the most.
+
+    A size of 0 says that it is not known.
+    """
+    if not size:
+        return f"entry {seq} has more than {most} bytes"
+    return f"entry {seq}, of {size} bytes, is too large: the most is {most}"
 
 
 def _room(id: str, heads: dict[str, int]) -> int:

@@ -18,6 +18,7 @@ import scuttleup.follower
 import scuttleup.limits
 from scuttleup import DatabaseError
 from scuttleup.changes import Run, expand
+from scuttleup.door import Door
 from scuttleup.follower import News
 from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY
@@ -104,12 +105,12 @@ class Followers(RuleBasedStateMachine):
         if fault:
             setattr(self.fake, fault, binding.IOError(b"IO error: refused"))
             with pytest.raises(DatabaseError, match="refused"):
-                self.store.write(batch)
+                Door(self.store).write(batch)
             setattr(self.fake, fault, None)
             if fault == "after":
                 self.doubt = new
         else:
-            assert self.store.write(batch) == len(new)
+            assert Door(self.store).write(batch) == len(new)
             self.stored(new)
 
     def settle(self) -> None:
@@ -189,7 +190,7 @@ def test_who_does_not_read_holds_nothing_and_200_000_logs_are_read_once(db: Any)
     names = [f"{number:06}" for number in range(200_000)]
     random.Random(1).shuffle(names)
     for first in range(0, len(names), 1000):
-        store.write([Run(name, 1, [b""]) for name in names[first : first + 1000]])
+        Door(store).write([Run(name, 1, [b""]) for name in names[first : first + 1000]])
     for reader in readers:
         follower = reader.follower
         assert (follower._runs, follower._since, list(follower._spans or [])) == ([], {}, [])

@@ -176,7 +176,7 @@ async def test_trouble_with_our_own_database_ends_the_body_and_reaches_the_user(
 ) -> None:
     trouble = DatabaseError("alice.db cannot be written")
     trouble.__cause__ = cause = OSError("no space")
-    monkeypatch.setattr(alice._store, "write", Mock(side_effect=trouble))
+    monkeypatch.setattr(alice._store, "commit", Mock(side_effect=trouble))
     bob.append("too much")
     with pytest.raises(DatabaseError, match="cannot be written") as caught:
         async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses):
@@ -324,8 +324,8 @@ async def test_a_mistake_of_ours_ends_one_exchange_and_is_told(
     mistakes: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context))
     fail_once = chain([ZeroDivisionError], repeat(DEFAULT))
-    write = Mock(wraps=alice._store.write, side_effect=fail_once)
-    monkeypatch.setattr(alice._store, "write", write)
+    commit = Mock(wraps=alice._store.commit, side_effect=fail_once)
+    monkeypatch.setattr(alice._store, "commit", commit)
     bob.append("comes with the next exchange")
     async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses):
         await arrival(alice, {"bob": 1})

@@ -589,11 +589,10 @@ def test_a_remote_that_comes_back_again_and_again_costs_some_lines_a_minute(
 def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
     us: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scuttleup.replication.protocol.MAX_LEFT_OUT", 3)
+    monkeypatch.setattr(limits, "MAX_LEFT_OUT", 3)
     stream = heard(us, HELLO + TRAFFIC[1])
     for n in range(5):
         stream.receive_data(change(b"bad %d" % n, 0))
-    assert len(stream._left_out) == 3
     stream.receive_data(change(b"bad 3", 2) + change(b"new", 1) + TRAFFIC[-1])
     assert us.logs.head == {"us": 2, "near": 1, "far": 3}
     assert stream.replicated.refused["new"] == "3 logs were left out before"
@@ -800,27 +799,48 @@ class Later:
 
 @in_pieces
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("answer", "mistake"),
     [
-        (lambda change: False, "verify refused 2 of 'far'"),
-        (lambda change: None, "verify refused 2 of 'far'"),
-        (lambda change: Undecided(), "verify failed at 2 of 'far': RuntimeError"),
-        (lambda change: Later(), "verify failed at 2 of 'far': TypeError.*awaitable"),
-        (explode, r"verify failed at 2 of 'far': RuntimeError\('no idea'\)"),
-        (lambda change: int("?"), "verify failed at 2 of 'far': ValueError"),
+        (lambda change: False, ""),
+        (lambda change: None, ""),
+        (lambda change: Undecided(), "RuntimeError: no idea"),
+        (lambda change: Later(), "TypeError: .*awaitable"),
+        (explode, "RuntimeError: no idea"),
+        (lambda change: int("?"), "ValueError: invalid literal"),
     ],
 )
-def test_what_verify_does_not_approve_is_not_stored_nor_is_what_follows(
-    new_peer: NewPeer, answer: Callable[[Change], object], error: str, sizes: list[int]
+def test_what_verify_does_not_approve_is_left_out_with_all_that_follows_in_its_log(
+    new_peer: NewPeer,
+    answer: Callable[[Change], object],
+    mistake: str,
+    sizes: list[int],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A mistake of `verify` is one of the program, and is told with its traceback."""
+
     def verify(change: Change) -> Any:
         return answer(change) if change == Change("far", 2, b"two") else True
 
-    us = new_peer("us", verify=verify)
-    with pytest.raises(ProtocolError, match=error):
-        hear(us.logs.create_replication_stream(), b"".join(TRAFFIC), sizes)
-    assert us.entries == {("far", 1): b"one"}
-    assert us.logs.head == {"far": 1}
+    us = new_peer("us", b"1", b"2", verify=verify)
+    stream = us.logs.create_replication_stream()
+    hear(stream, b"".join(TRAFFIC), sizes)
+    assert us.logs.head == {"far": 1, "us": 4, "near": 2}
+    assert stream.replicated.refused == {"far": f"verify {'failed at' if mistake else 'refused'} 2"}
+    if mistake:
+        assert re.search(f"Traceback.*{mistake}", caplog.text, re.DOTALL)
+
+
+def test_a_bad_log_and_a_change_that_verify_refuses_in_one_read_are_both_named(
+    new_peer: NewPeer,
+) -> None:
+    us = new_peer("us", verify=lambda change: change.peer != "far")
+    bad = b"ed25519.A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"
+    stream = heard(us, HELLO + change(bad, 1) + TRAFFIC[1] + TRAFFIC[3])
+    assert us.logs.head == {"near": 2}
+    assert list(stream.replicated.refused.values()) == [
+        "1 is not signed by its author",
+        "verify refused 1",
+    ]
 
 
 def test_verify_sees_entries_as_the_value_encoding_reads_them(new_peer: NewPeer) -> None:
@@ -838,9 +858,9 @@ def test_verify_sees_entries_as_the_value_encoding_reads_them(new_peer: NewPeer)
 @pytest.mark.parametrize("entry", [b"{", b"", b"\xff", b"[" * 100_000])
 def test_what_is_not_json_is_refused_where_it_is_verified(new_peer: NewPeer, entry: bytes) -> None:
     us = new_peer("us", value_encoding="json", verify=lambda change: True)
-    with pytest.raises(ProtocolError, match="verify failed at 2 of 'far'"):
-        heard(us, HELLO + encode_changes("far", 1, [b"1", entry]))
+    stream = heard(us, HELLO + encode_changes("far", 1, [b"1", entry]))
     assert us.logs.head == {"far": 1}
+    assert stream.replicated.refused == {"far": "verify refused 2"}
 
 
 def test_verify_is_not_asked_about_our_own_entries(new_peer: NewPeer) -> None:

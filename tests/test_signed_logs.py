@@ -24,6 +24,7 @@ import scuttleup
 from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
 from scuttleup.command.check import check_logs, stray_keys
+from scuttleup.door import Door
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
 from scuttleup.limits import MAX_NAMED, RUN_BYTES
 from scuttleup.replication.messages import encode_changes, encode_handshake
@@ -44,8 +45,8 @@ def stored(logs: Scuttleup) -> list[Change]:
 
 def receive(logs: Scuttleup, *runs: Run) -> tuple[int, dict[str, str]]:
     """Take `runs` as replication does: how many entries were new, and what was refused."""
-    refused: dict[str, str] = {}
-    return logs._store.write(runs, refused=refused), refused
+    count, verdicts = Door(logs._store).admit(runs)
+    return count, {peer: reason for peer, _, reason in verdicts}
 
 
 def sealed(entries: list[bytes], first: int = 1, link: bytes = FIRST_LINK) -> list[bytes]:
@@ -291,11 +292,14 @@ def test_what_was_stored_since_it_was_checked_is_compared_once_more(
     logs: Scuttleup, first: list[bytes], fault: str | None
 ) -> None:
     """Two connections bring entries, and `verify` is asked about both before either are stored."""
-    refused: dict[str, str] = {}
-    approved = logs._store.approve([Run(ID, 1, HONEST)], refused)
-    logs.write(changes(1, first[:4]))
-    assert logs._store.write(approved, refused=refused) == (0 if fault else 6)
-    assert refused == ({ID: fault} if fault else {})
+
+    def verify(change: Change) -> bool:
+        if change.seq == 10:
+            logs.write(changes(1, first[:4]))
+        return True
+
+    count, verdicts = Door(logs._store, verify).admit([Run(ID, 1, HONEST)])
+    assert (count, verdicts) == ((0, [(ID, 5, fault)]) if fault else (6, []))
     assert stored(logs) == changes(1, first[:4] if fault else HONEST)
 
 
@@ -366,7 +370,7 @@ def test_whatever_comes_the_longest_honest_prefix_is_taken(actions: list[Any]) -
                             faults[ID] = f"fork at {seq}"
                             break
                         model[seq], head, newest, new = entry, seq, entry, new + 1
-                    assert receive(logs, *runs) == (new, faults)
+                    assert receive(logs, *(run for run in runs if run.entries)) == (new, faults)
             assert logs.head == ({ID: head} if head else {})
         assert stored(logs) == [Change(ID, *entry) for entry in sorted(model.items())]
 

@@ -34,18 +34,11 @@ ends; after the remote's end it counts as not live. There is one exception: if t
 but not the remote, its end means nothing, because the original then ends its side at once and goes
 on listening.
 
-*What is wrong with one log harms that log alone.* An entry may be too large, have the number 0, not
-be signed by the author of a signed log, or leave a gap in our own log; or there is no room for
-another log. Then that log is left out on this connection with everything that follows in it,
-because what follows would leave a gap here for good. `_left_out` remembers such logs; the store
-finds most of these faults. A log that is not here yet may be one that we cannot take: its id is not
-valid, or only signed logs are taken. It is left out as well, and need not be remembered, because
-the same is found again with each of its changes. Everything else on the connection goes on. A relay
-sends what it holds at every meeting. So if a bad log were an error, a stranger who hands a bad log
-to a relay could cut it off from its peers for good.
+*What is wrong with one log harms that log alone.* Digests and changes go through a `Door`, which
+leaves such logs out and says why. Here they are only named: by a warning, and in `Replicated`.
 
 A ProtocolError is for what cannot be read, for a remote with our own id, for a change that the
-modes forbid, for what `verify` says no to, and for half a frame that does not grow.
+modes forbid, and for half a frame that does not grow.
 
 *What a remote can make us keep* is a number for each log in its handshake that we have or have room
 for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of one message, of which
@@ -55,15 +48,16 @@ for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import Enum, auto
 from itertools import islice
 from typing import NamedTuple
 
 from .. import limits
-from ..changes import Change, Run, expand
+from ..changes import Change, Run
+from ..door import Door
 from ..errors import ConnectionLost, ProtocolError
 from ..follower import Follower
-from ..keys import check_peer, log_bytes
-from ..limits import MAX_ENTRY, MAX_LEFT_OUT, MAX_SEQ
+from ..limits import MAX_ENTRY, MAX_SEQ
 from ..store import Store
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 
@@ -80,6 +74,15 @@ class Replicated(NamedTuple):
     sent: int
     received: int
     refused: dict[str, str]
+
+
+class State(Enum):
+    """Where a replication is: see the picture above."""
+
+    GREETING = auto()
+    EXCHANGING = auto()
+    FINISHED = auto()
+    FAILED = auto()
 
 
 class Standstill:
@@ -134,13 +137,13 @@ class ReplicationStream:
         self._mode = mode
         # Whether we go on when all is exchanged. It becomes false at the end of the remote.
         self._live = live
-        self._verify = verify
         self._wake = wake
-        # Whether there was an error. Nothing more is taken after one.
-        self._failed = False
+        self._state = State.GREETING
+        # What comes in has to pass here.
+        self._door = Door(store, verify)
         # What has come from the remote and is not complete.
         self._decoder = Decoder(store.max_entry)
-        # What the remote said of itself; None in the state GREETING.
+        # What the remote said of itself; None until it has.
         self._remote: Handshake | None = None
         # Whether we send changes and whether the remote does. The two modes decide that, once both
         # are known.
@@ -148,9 +151,6 @@ class ReplicationStream:
 
         # What the remote has of each log, as far as we know. The follower uses the same dict.
         self._since: dict[str, int] = {}
-        # How many bytes our handshake has left for logs that the remote has and we have not. It
-        # limits how many of the remote's digests are kept.
-        self._room = store.room
         # What the remote has above our heads, and so is going to send. Empty if we are live.
         self._promised: dict[str, int] = {}
         # The last number that the remote sent of each log in its handshake. Empty if we are live.
@@ -162,9 +162,6 @@ class ReplicationStream:
         # For how long nothing promised came, and for how long half a frame did not grow.
         self._promise_stands, self._frame_stands = Standstill(), Standstill()
 
-        # The logs that are left out on this connection, and why. An entry of theirs is missing here
-        # now, so nothing more is taken from the remote.
-        self._left_out: dict[str, str] = {}
         # The logs that were left out, in either direction, as they are shown, and why.
         self._refused: dict[str, str] = {}
 
@@ -206,6 +203,14 @@ class ReplicationStream:
         return Replicated(self._sent, self._received, self._refused.copy())
 
     @property
+    def state(self) -> State:
+        """Where this replication is now."""
+        unfinished = self._state in (State.GREETING, State.EXCHANGING)
+        if unfinished and (self.closed or (self._remote and not self._live and self._all_done())):
+            self._state = State.FINISHED
+        return self._state
+
+    @property
     def closed(self) -> bool:
         """Whether the logs were closed, or this stream."""
         return self._follower is None or self._follower.closed
@@ -221,11 +226,12 @@ class ReplicationStream:
 
         A live stream is finished only when the remote has ended, or the logs were closed.
         """
-        if self.closed:
-            return True
-        if self._remote is None or self._live or not self.between_frames:
-            return False
-        return not self.waiting and (self._follower is None or self._follower.idle)
+        return self.state is State.FINISHED
+
+    def _all_done(self) -> bool:
+        """Whether everything is sent, and nothing is waited for."""
+        idle = self._follower is None or self._follower.idle
+        return self.between_frames and idle and not self.waiting
 
     @property
     def waiting(self) -> bool:
@@ -251,7 +257,7 @@ class ReplicationStream:
         self._decoder = Decoder()
         self._greeting, self._outgoing = None, b""
         self._since, self._promised, self._came = {}, {}, {}
-        self._left_out = {}
+        self._door = Door(self._store)
         self._wake = lambda: None
 
     # --- Sending ---
@@ -314,10 +320,11 @@ class ReplicationStream:
         handshake or in the middle of a frame, and DatabaseError when the database is in trouble.
         What came before that is stored. After an error nothing more is taken.
         """
-        if self._failed:
+        state = self._state
+        if state is State.FAILED:
             raise ProtocolError("this replication ended with an error")
         # The stream counts as failed until all of this went well.
-        self._failed = True
+        self._state = State.FAILED
         try:
             if len(data) == 0:
                 self._receive_end()
@@ -328,27 +335,25 @@ class ReplicationStream:
                     self._receive_digest(peer, seq)
                 if self._decoder.handshake:
                     self._receive_handshake(self._decoder.handshake)
+                    state = State.EXCHANGING
             if self._remote is not None:
                 self._receive_changes()
         except ValueError as error:
             # This is kept short. A remote chooses some of it, and it goes to somebody's log file.
             raise ProtocolError(f"{error!s:.300}") from error
-        self._failed = False
+        self._state = state
 
     def _receive_digest(self, peer: str, seq: int) -> None:
         """Note what the remote has of one log, and what it promises with that."""
         head = self._store.heads.get(peer, 0)
-        if not head and peer != self._store.id and peer not in self._since:
-            reason = self._objection(peer)
-            if reason or log_bytes(peer) > self._room:
-                self._name(peer, reason or "there is no room for another log")
-                return
-            self._room -= log_bytes(peer)
-        # Such a digest promises nothing.
-        if not seq:
+        fault = "" if peer in self._since else self._door.look(peer)
+        if fault and not head:
+            self._name(peer, fault)
             return
-        self._since[peer] = seq
-        if seq > head and not self._live and not self._store.refusal(peer):
+        # A digest of 0 promises nothing.
+        if seq:
+            self._since[peer] = seq
+        if seq > head and not self._live and not fault:
             self._promised[peer] = seq
 
     def _receive_handshake(self, remote: Handshake) -> None:
@@ -366,55 +371,35 @@ class ReplicationStream:
             )
 
     def _receive_changes(self) -> None:
-        """Take the changes that have come, store them, and leave out the logs that are bad.
+        """Take the changes that have come, store them, and name the logs that are left out.
 
         It calls few functions, because each change may be of another log: some 5,000 in a turn.
         """
-        heads, left_out = self._store.heads, self._left_out
         runs: list[Run] = []
-        # The logs that are left out after `runs` are stored, and why.
-        bad: dict[str, str] = {}
+        left_out = self._door.left_out
         try:
             for peer, first, entries in self._decoder.changes():
                 if not self._receives:
                     raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
-                if peer in left_out or peer in bad:
+                if peer in left_out:
                     continue
-                if peer not in heads and (reason := self._objection(peer)):
-                    self._name(peer, reason)
-                elif first and entries:
-                    runs.append(Run(peer, first, entries))
-                    if not self._live:
-                        self._note_progress(peer, first, first + len(entries) - 1)
-                else:
-                    large = f"entry {first} has more than {self._store.max_entry} bytes"
-                    bad[peer] = large if first else "an entry has the number 0"
+                runs.append(Run(peer, first, entries))
+                if entries and not self._live:
+                    self._note_progress(peer, first, first + len(entries) - 1)
         finally:
             # This happens after an error, too: what came before it is stored.
             if runs:
-                self._write(runs, bad)
-            for peer, reason in bad.items():
-                self._refuse(peer, reason)
-
-    def _write(self, runs: list[Run], bad: dict[str, str]) -> None:
-        """Store what one read brought, in one batch. The reasons for what is refused go to `bad`.
-
-        Signatures are checked before `verify` is asked, so nobody's garbage in a signed log can end
-        a connection.
-        """
-        accepted = [] if self._verify else runs
-        try:
-            for peer, first, entries in self._store.approve(runs, bad) if self._verify else ():
-                accepted.append(Run(peer, first, kept := []))
-                for change in expand(peer, first, entries):
-                    _ask(self._verify, change)
-                    kept.append(change.entry)
-        finally:
-            self._received += self._store.write(accepted, refused=bad)
+                count, verdicts = self._door.admit(runs)
+                self._received += count
+                for peer, _, reason in verdicts:
+                    self._promised.pop(peer, None)
+                    self._name(peer, reason)
         # Our follower is asked only after this, so it does not send back what the remote has sent.
+        # It is not raised for what is left out: the remote gets from us what it lacks of that log,
+        # and another remote can send us what is missing here.
         since, heads = self._since, self._store.heads
-        for peer, first, entries in runs:
-            last = min(first + len(entries) - 1, heads.get(peer, 0))
+        for peer, first, taken in runs:
+            last = min(first + len(taken) - 1, heads.get(peer, 0))
             if last > since.get(peer, 0):
                 since[peer] = last
 
@@ -440,27 +425,7 @@ class ReplicationStream:
         if self._receives or not self._sends:
             self._live = False
 
-    # --- Leaving logs out ---
-
-    def _refuse(self, peer: str, reason: str) -> None:
-        """Leave out the log of `peer`, with all that follows in it on this connection.
-
-        `since` is not raised for it. So the remote gets from us what it lacks, and another remote
-        can send us what is missing here.
-        """
-        self._left_out[peer] = reason
-        self._promised.pop(peer, None)
-        self._name(peer, reason)
-
-    def _objection(self, peer: str) -> str:
-        """Why a log that is not here cannot be taken; "" if it can."""
-        try:
-            check_peer(peer)
-        except ValueError as error:
-            return f"{error!s:.120}"
-        if len(self._left_out) >= MAX_LEFT_OUT:
-            return f"{len(self._left_out)} logs were left out before"
-        return self._store.refusal(peer)
+    # --- Telling ---
 
     def _name(self, peer: str, reason: str) -> None:
         """Warn that the log of `peer` is left out, and why. MAX_NAMED of them are named."""
@@ -501,7 +466,7 @@ class ReplicationStream:
         half = self._remote is None or self._decoder.pending > 0
         # Where nothing is waited for, the mark is the time, which is always new.
         if self._frame_stands.seconds(frame if half else now, now) > limits.ALIVE:
-            self._failed = True
+            self._state = State.FAILED
             if self._decoder.pending:
                 raise ProtocolError(f"half a frame did not grow for {limits.ALIVE} seconds")
             raise ConnectionLost(f"no handshake within {limits.ALIVE} seconds")
@@ -522,17 +487,3 @@ def _show(peer: str) -> str:
     'a\\\\nb'
     """
     return repr(peer[: limits.MAX_SHOWN])[1:-1] + "…" * (len(peer) > limits.MAX_SHOWN)
-
-
-def _ask(verify: Callable[[Change], bool] | None, change: Change) -> None:
-    """Ask `verify` about one change. A false answer and an exception are a ValueError here."""
-    where = f"{change.seq} of {change.peer!r}"
-    try:
-        answer = verify is None or verify(change)
-        if hasattr(answer, "__await__"):  # such an object is true, whatever it would come to
-            raise TypeError("it has to answer at once, but returned an awaitable")
-        accepted = bool(answer)  # this is within the `try`, because it may fail, too
-    except Exception as error:
-        raise ValueError(f"verify failed at {where}: {error!r}") from error
-    if not accepted:
-        raise ValueError(f"verify refused {where}")

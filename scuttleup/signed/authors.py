@@ -11,7 +11,9 @@ a signature. If the newest entry is deleted, the same batch stores its hash unde
 *Our own log* goes on from our newest entry. Before the first entry is signed, two things are
 checked: the secret key is that of the log, and the newest entry is signed. A program that knows
 nothing of signatures may have appended to this database, and other peers would refuse whatever we
-signed on top of that. The link is read anew for each write, so a write that failed does no harm.
+signed on top of that. The link after the entry that was signed last is remembered, and is used only
+while that number is our head. So a write that failed does no harm. It is forgotten when entries of
+our own log come in from elsewhere, as after a backup was restored.
 """
 
 from __future__ import annotations
@@ -23,17 +25,7 @@ from ..errors import ScuttleupError
 from ..keys import DELETED_HASHES, DELETED_HEADS, check_peer, log_prefix, pack_seq
 from ..leveldb import Database, Unreadable, files
 from ..scan import load_id
-from .signing import (
-    FIRST_LINK,
-    KEY_BYTES,
-    PREFIX,
-    Signer,
-    check,
-    is_odd,
-    is_signed,
-    link_after,
-    pynacl_installed,
-)
+from .signing import FIRST_LINK, KEY_BYTES, PREFIX, Signer, check, is_odd, is_signed, link_after
 
 # The file in the database's folder that holds the secret key, 32 bytes.
 KEY_FILE = "signing.key"
@@ -43,16 +35,17 @@ class Authors:
     """Signs our own entries, and knows what to check those of others against.
 
     `id` is our own log. `key` is its secret key, or None if the log is not signed or the key is not
-    here. With `only_signed`, no log of others is taken that is not signed.
+    here.
     """
 
-    def __init__(self, database: Database, id: str, key: bytes | None, only_signed: bool) -> None:
+    def __init__(self, database: Database, id: str, key: bytes | None) -> None:
         self._database = database
         self._id = id
         self._key = key
-        self._only_signed = only_signed
         # Made when the first entry is signed, as that needs PyNaCl and the check in `_make_signer`.
         self._signer: Signer | None = None
+        # The number of the entry that we signed last, and the link after it.
+        self._newest: tuple[int, bytes] = 0, FIRST_LINK
 
     def seal(self, head: int, entries: list[bytes]) -> list[bytes]:
         """Our own `entries`, from number `head` + 1 on, as they are stored.
@@ -62,13 +55,22 @@ class Authors:
         """
         if self._signer is None:
             self._signer = self._make_signer(head)
-        link = self.link_after(self._id, head)
-        if link is None:
-            raise ScuttleupError(
-                f"entry {head} of our own log {self._id!r} is missing, so the next one cannot be "
-                "signed: replicate with a peer that has it, or begin a new log"
-            )
-        return self._signer.seal(head + 1, entries, link)[0]
+        last, link = self._newest
+        if last != head:
+            found = self.link_after(self._id, head)
+            if found is None:
+                raise ScuttleupError(
+                    f"entry {head} of our own log {self._id!r} is missing, so the next one cannot "
+                    "be signed: replicate with a peer that has it, or begin a new log"
+                )
+            link = found
+        sealed, link = self._signer.seal(head + 1, entries, link)
+        self._newest = head + len(sealed), link
+        return sealed
+
+    def forget(self) -> None:
+        """Forget what we signed last: our newest entry may be another one of that number."""
+        self._newest = 0, FIRST_LINK
 
     def _make_signer(self, head: int) -> Signer:
         """The signer of our log, whose newest entry is number `head`.
@@ -112,18 +114,6 @@ class Authors:
                 return None
             link: bytes | None = db.get(DELETED_HASHES + name, verify_checksums=True)
             return link
-
-    def refusal(self, peer: str) -> str:
-        """Why nothing of the log of `peer` is taken from others; "" if it is taken.
-
-        >>> authors.refusal("ed25519.short")
-        'begins like a public key and is none'
-        """
-        if not peer.startswith(PREFIX):
-            return "is not signed" if self._only_signed else ""
-        if is_odd(peer):
-            return "begins like a public key and is none"
-        return "" if pynacl_installed() else "cannot be checked without PyNaCl"
 
 
 def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: bool) -> str:

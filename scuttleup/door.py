@@ -1,0 +1,215 @@
+"""The door: everything that was made elsewhere comes in here, and here alone.
+
+Theory of operation
+-------------------
+
+A remote's digests, a remote's changes and the changes that a program hands to `write` go through a
+`Door`. It decides, and the store stores. For each log that is not taken, or not taken further, the
+door gives back a `Verdict`: the log, the number of the first entry that is left out, and the
+reason. These are the rules, in the order in which they are asked:
+
+1. The id can be that of a log.
+2. This door has not left out the log before, nor MAX_LEFT_OUT others.
+3. The log is signed, where only signed logs are taken, and its signatures can be checked here.
+4. Our handshake has room for the log.
+5. The number of the entry is not 0.
+6. The entry is not above `max_entry`.
+7. The author has signed the entry, and not another entry in its place (a fork).
+8. The entry leaves no gap in our own log. A stranger's entry would otherwise decide what number
+   our next entry gets. Our own signed log may have gaps, because strangers cannot sign.
+9. `verify` has nothing against the entry.
+
+*What is wrong with one log harms that log alone.* The entries before the fault are stored, that log
+is left out with all that follows in it, since that would leave a gap here for good, and everything
+else goes on. A relay sends what it holds at every meeting. So if a bad log were an error, a
+stranger who hands a bad log to a relay could cut it off from its peers for good.
+
+*Nothing is decided on what has changed since.* The rules are asked under the store's lock, and the
+store gets what they approve before that lock is given back. Only `verify` is asked without the
+lock, as it is a function of the user's: it is asked about what the other rules approve, and all of
+these are then asked once more.
+
+*What is remembered* is the names of the logs that this door has left out because of an entry of
+theirs, or for want of room. The other rules need no memory: they would say the same again. A remote
+gets a door of its own, so what it did wrong does not count against another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from traceback import format_exception
+from typing import NamedTuple
+
+from . import limits
+from .changes import Change, Run, expand
+from .keys import check_peer, log_bytes
+from .signed import PREFIX, check, is_odd, pynacl_installed
+from .store import Store, too_large
+
+_NO_ROOM = "there is no room for another log"
+
+
+class Verdict(NamedTuple):
+    """Why the log of `peer` is left out, from entry number `seq` on; 0 stands for all of it."""
+
+    peer: str
+    seq: int
+    reason: str
+
+
+class Door:
+    """Decides what of a remote's, or of a caller's, comes into `store`, and has it stored there.
+
+    `verify(change) -> bool` is asked about each change that nothing else is wrong with.
+    """
+
+    def __init__(self, store: Store, verify: Callable[[Change], bool] | None = None) -> None:
+        self._store = store
+        self._verify = verify
+        # The logs of which this door has left out an entry. What follows would leave a gap.
+        # For reading from outside.
+        self.left_out: set[str] = set()
+        # How many bytes our handshake has left for the logs that the remote has and we have not.
+        self._room = store.room
+
+    def look(self, peer: str) -> str:
+        """Why nothing of the log of `peer`, which a remote says that it has, is taken; "" if it is.
+
+        For a log that is not here, this sets room aside. So ask once for each log.
+        """
+        is_new = peer not in self._store.heads and peer != self._store.id
+        fault = self._log_fault(peer, is_new)
+        if is_new and not fault:
+            if self._room < log_bytes(peer):
+                return _NO_ROOM
+            self._room -= log_bytes(peer)
+        return fault
+
+    def admit(self, runs: Iterable[Run]) -> tuple[int, list[Verdict]]:
+        """Store what may be stored of `runs`, in one batch; return how many entries were new.
+
+        The runs of one log come in order. A run without entries stands for an entry that was too
+        large to be kept. What a log has up to its head is known, and skipped. With the first fault
+        in a log all that follows in it is left out, and there is a verdict.
+        """
+        verdicts: list[Verdict] = []
+        if self._verify is not None:
+            approved, verdicts = self._decide(runs)
+            runs = list(self._verified(approved, self._verify, verdicts))
+        with self._store.writing():
+            approved, more = self._decide(runs)
+            count = self._store.commit(approved)
+        verdicts += more
+        self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
+        return count, verdicts
+
+    def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
+        """Store `runs` in one batch, all or none; return how many entries were new.
+
+        Raises ValueError, which names every log with a fault.
+        """
+        with self._store.writing():
+            approved, verdicts = self._decide(runs)
+            if verdicts:
+                raise ValueError("; ".join(f"{peer!r}: {why}" for peer, _, why in verdicts))
+            return self._store.commit(approved, sync)
+
+    def _decide(self, runs: Iterable[Run]) -> tuple[list[Run], list[Verdict]]:
+        """Which of `runs`, or parts of them, may be stored behind what is here, and the verdicts.
+
+        All of it stands here, because each run may be of another log: some 5,000 in a turn.
+        """
+        store, most, room = self._store, self._store.max_entry, self._store.room
+        approved: list[Run] = []
+        verdicts: list[Verdict] = []
+        # The heads as they will be, and in signed logs the links after them.
+        heads: dict[str, int] = {}
+        links: dict[str, bytes | None] = {}
+        # The logs of which an entry is left out, here or before.
+        bad = self.left_out.copy() if self.left_out else set()
+        for peer, first, entries in runs:
+            if peer in bad:
+                continue
+            head = heads[peer] if peer in heads else store.heads.get(peer, 0)
+            if 0 < first <= head:
+                entries, first = entries[head + 1 - first :], head + 1
+                if not entries:
+                    continue
+            is_new = not head and peer != store.id
+            if fault := self._log_fault(peer, is_new):
+                verdicts.append(Verdict(peer, 0, fault))
+                continue
+            # The number of the first entry that is left out, if there is a fault.
+            bad_seq = first
+            if is_new and room < log_bytes(peer):
+                entries, fault = [], _NO_ROOM
+            elif not first:
+                entries, fault, bad_seq = [], "an entry has the number 0", head + 1
+            elif not entries or max(map(len, entries)) > most:
+                large = next((at for at, entry in enumerate(entries) if len(entry) > most), 0)
+                fault = too_large(first + large, len(entries[large]) if entries else 0, most)
+                entries, bad_seq = entries[:large], first + large
+            if entries and peer.startswith(PREFIX):
+                link = links[peer] if peer in links else store.link_after(peer, head)
+                checked = check(Run(peer, first, entries), link if first == head + 1 else None)
+                links[peer] = checked.link
+                if checked.fault:
+                    entries, fault = entries[: checked.proven], checked.fault
+                    bad_seq = first + checked.proven
+            elif entries and peer == store.id and first != head + 1:
+                entries, fault = [], f"entry {first} of our own log does not follow {head}"
+            if fault:
+                verdicts.append(Verdict(peer, bad_seq, fault))
+                bad.add(peer)
+            if entries:
+                room -= log_bytes(peer) if is_new else 0
+                heads[peer] = first + len(entries) - 1
+                approved.append(Run(peer, first, entries))
+        return approved, verdicts
+
+    def _log_fault(self, peer: str, is_new: bool) -> str:
+        """What the id of a log alone tells against it; "" if there is nothing."""
+        if is_new:
+            try:
+                check_peer(peer)
+            except ValueError as error:
+                return f"{error!s:.120}"
+            if len(self.left_out) >= limits.MAX_LEFT_OUT:
+                return f"{len(self.left_out)} logs were left out before"
+        if not peer.startswith(PREFIX):
+            return "is not signed" if self._store.only_signed else ""
+        if is_odd(peer):
+            return "begins like a public key and is none"
+        return "" if pynacl_installed() else "cannot be checked without PyNaCl"
+
+    def _verified(
+        self, runs: Iterable[Run], verify: Callable[[Change], bool], verdicts: list[Verdict]
+    ) -> Iterator[Run]:
+        """The runs, or parts of them, that `verify` takes; a verdict for each log with others."""
+        bad: set[str] = set()
+        for peer, first, entries in runs:
+            for change in expand(peer, first, entries if peer not in bad else ()):
+                if fault := self._objection(verify, change):
+                    verdicts.append(Verdict(peer, change.seq, fault))
+                    bad.add(peer)
+                    entries = entries[: change.seq - first]
+                    break
+            else:
+                entries = entries if peer not in bad else ()
+            if entries:
+                yield Run(peer, first, entries)
+
+    def _objection(self, verify: Callable[[Change], bool], change: Change) -> str:
+        """What `verify` has against a change; "" if it takes it.
+
+        An exception of it is a mistake of the program, and is told with its traceback.
+        """
+        try:
+            answer = verify(change)
+            if hasattr(answer, "__await__"):  # such an object is true, whatever it would come to
+                raise TypeError("verify has to answer at once, but returned an awaitable")
+            return "" if answer else f"verify refused {change.seq}"
+        except Exception as error:
+            trace = "".join(format_exception(error))
+            self._store.events.tell("error", "verify failed", f"verify failed:\n{trace}")
+            return f"verify failed at {change.seq}"
