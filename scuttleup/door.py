@@ -96,9 +96,12 @@ class Door:
         if self._verify is not None:
             approved, verdicts = self._decide(runs)
             runs = list(self._verified(approved, self._verify, verdicts))
-        with self._store.writing():
+        store = self._store
+        store.refuse_nested()
+        with store.database.writes, store.database:
+            store.settle()
             approved, more = self._decide(runs)
-            count = self._store.commit(approved)
+            count = store.commit(approved)
         verdicts += more
         self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
         return count, verdicts
@@ -108,11 +111,14 @@ class Door:
 
         Raises ValueError, which names every log with a fault.
         """
-        with self._store.writing():
+        store = self._store
+        store.refuse_nested()
+        with store.database.writes, store.database:
+            store.settle()
             approved, verdicts = self._decide(runs)
             if verdicts:
                 raise ValueError("; ".join(f"{peer!r}: {why}" for peer, _, why in verdicts))
-            return self._store.commit(approved, sync)
+            return store.commit(approved, sync)
 
     def _decide(self, runs: Iterable[Run]) -> tuple[list[Run], list[Verdict]]:
         """Which of `runs`, or parts of them, may be stored behind what is here, and the verdicts.

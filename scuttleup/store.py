@@ -20,16 +20,16 @@ LevelDB, move the heads, tell the followers. The lock `writes` keeps two writes 
 *A write in doubt.* A write that began and was not seen to end is in doubt: LevelDB reported an
 error, or a Ctrl-C came in between. Then it is unknown whether LevelDB has the batch. Nothing is
 done about it at once. But the next write settles it first: it makes LevelDB begin a new journal
-(see `_settle`), reads the heads anew, and makes all followers look at them. So a write that LevelDB
+(see `settle`), reads the heads anew, and makes all followers look at them. So a write that LevelDB
 has is found, and one that it does not have leaves no gap.
 
 *No write within a write.* The lock is an RLock, so that a signal handler may close the logs. Such
 a handler, or what the garbage collector runs, could therefore also write while its own thread is
 writing, and both would get one number. So whoever holds the lock already is refused.
 
-*Others' entries.* What comes from elsewhere is decided in `door.py`, in a `with store.writing()`
-block, so no head can move between the decision and `commit`. The signatures in 64 KiB of a hostile
-remote take 25 ms at the worst.
+*Others' entries.* What comes from elsewhere is decided in `door.py`, under the lock `writes`, so no
+head can move between the decision and `commit`. The signatures in 64 KiB of a hostile remote take
+25 ms at the worst.
 
 *Signed logs.* `signed/` signs our own entries. The next entry holds the hash of the one before. If
 the newest entry is deleted, the same batch stores its hash.
@@ -46,8 +46,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from .changes import Run
 from .errors import EntryNotFound, ScuttleupError
@@ -123,12 +121,12 @@ class Store:
         # Everything stands here, without further functions, because no other write is called as
         # often. Of 2.6 µs LevelDB takes 1.6, the lock and the flags 0.2, the key 0.05.
         database = self.database
-        if database.writes._is_owned():  # type: ignore[attr-defined]  # see `_refuse_nested`
+        if database.writes._is_owned():  # type: ignore[attr-defined]  # see `refuse_nested`
             raise ScuttleupError(_NESTED)
         with database.writes:
             if self._in_doubt or database.refusal is not None:
                 with database:
-                    self._settle()
+                    self.settle()
             own = self.id
             head = self.heads.get(own, 0)
             if head == MAX_SEQ:
@@ -160,7 +158,9 @@ class Store:
 
         Raises as `append` does, and then stores nothing.
         """
-        with self.writing():
+        self.refuse_nested()
+        with self.database.writes, self.database:
+            self.settle()
             head = self.heads.get(self.id, 0)
             if head + len(entries) > MAX_SEQ:
                 raise OverflowError(
@@ -175,22 +175,15 @@ class Store:
             self.commit([Run(self.id, head + 1, entries)], sync)
             return head + 1
 
-    @contextmanager
-    def writing(self) -> Iterator[Any]:
-        """The lock `writes` with the LevelDB, and with nothing in doubt, for one who writes.
-
-        >>> with store.writing():
-        ...     store.commit([Run("foobar", store.heads["foobar"] + 1, [b"hello"])])
-        """
-        self._refuse_nested()
-        with self.database.writes, self.database as db:
-            self._settle()
-            yield db
-
     def commit(self, runs: Iterable[Run], sync: bool | None = None) -> int:
-        """Store `runs` in one batch, within `writing`; return how many entries they have.
+        """Store `runs` in one batch; return how many entries they have.
 
-        Whether they may be stored was decided before: each begins above the head of its log.
+        Whether they may be stored was decided before, each of them above the head of its log:
+
+        >>> store.refuse_nested()
+        >>> with store.database.writes, store.database:
+        ...     store.settle()
+        ...     store.commit([Run("foobar", store.heads["foobar"] + 1, [b"hello"])])
         """
         heads: dict[str, int] = {}
         count = 0
@@ -213,7 +206,9 @@ class Store:
         If it is the newest entry of its log, the same batch writes down the number, and in a signed
         log the hash, because nothing else would tell them at the next opening.
         """
-        with self.writing() as db:
+        self.refuse_nested()
+        with self.database.writes, self.database as db:
+            self.settle()
             batch = db.write_batch(sync=self._sync)
             batch.delete(log_prefix(peer) + pack_seq(seq))
             if seq == self.heads.get(peer):
@@ -256,12 +251,13 @@ class Store:
         head = self.heads.get(self.id, 0)
         return change_keys(log_prefix(self.id), head + 1, MAX_SEQ - head)
 
-    def _refuse_nested(self) -> None:
+    def refuse_nested(self) -> None:
+        """Raise ScuttleupError if this thread is in the middle of a write; every write begins so."""
         # The method is private, but `threading.Condition` relies on it as well.
         if self.database.writes._is_owned():  # type: ignore[attr-defined]
             raise ScuttleupError(_NESTED)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Find out what LevelDB has of the writes that are in doubt, if there are any.
 
         Every write calls this first.
