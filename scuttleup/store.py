@@ -252,7 +252,7 @@ class Store:
         return change_keys(log_prefix(self.id), head + 1, MAX_SEQ - head)
 
     def refuse_nested(self) -> None:
-        """Raise ScuttleupError if this thread is in the middle of a write; every write begins so."""
+        """Raise ScuttleupError if this thread is within a write already. Each write asks first."""
         # The method is private, but `threading.Condition` relies on it as well.
         if self.database.writes._is_owned():  # type: ignore[attr-defined]
             raise ScuttleupError(_NESTED)

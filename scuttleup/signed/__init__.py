@@ -13,4 +13,5 @@ from .signing import PREFIX as PREFIX
 from .signing import check as check
 from .signing import is_odd as is_odd
 from .signing import is_signed as is_signed
+from .signing import pynacl_installed as pynacl_installed
 from .signing import strip as strip
