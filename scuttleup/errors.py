@@ -12,7 +12,7 @@ the same way, with `RemoteProtocolError` and `LocalProtocolError`.
 
 from __future__ import annotations
 
-from .limits import MAX_REPR
+from . import limits
 
 
 class ScuttleupError(Exception):
@@ -60,7 +60,7 @@ class DamagedDatabase(DatabaseError):
 
 
 def shown(value: object) -> str:
-    """The repr of a wrong `value` for an error to name it, cut after MAX_REPR characters.
+    """The repr of a wrong `value` for an error to name it, cut after `limits.MAX_REPR` characters.
 
     If the value has none, because it is nested too deep for instance, its type is named.
     """
@@ -68,4 +68,4 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:
         return f"what is a {type(value).__name__}"
-    return text if len(text) <= MAX_REPR else f"{text[:MAX_REPR]}…"
+    return text if len(text) <= limits.MAX_REPR else f"{text[: limits.MAX_REPR]}…"

@@ -14,8 +14,8 @@ entry that is stored later. It holds no entries. Three things say what it still 
   costs nothing.
 
 When the spans have been read, the logs in the news above the position are the next spans, each up
-to its head. When some of that news is no longer recorded, because more than NEWS came since, they
-are all logs, and `since` leaves out what was read before.
+to its head. When some of that news is no longer recorded, because more than `limits.NEWS` came
+since, they are all logs, and `since` leaves out what was read before.
 
 Nothing is missed, because a write moves the head first and adds its news then, and because a
 follower takes its position before it looks at the heads. Nothing comes twice, because `since` is
@@ -35,9 +35,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from . import limits
 from .changes import Run
 from .leveldb import Database
-from .limits import NEWS
 from .scan import read_runs
 
 # The entries of one log up to a number.
@@ -71,8 +71,8 @@ class News:
         """Record that the head of `peer` has moved."""
         first, logs = self._recent
         logs.append(peer)
-        if len(logs) == 2 * NEWS:
-            self._recent = first + NEWS, logs[NEWS:]
+        if len(logs) == 2 * limits.NEWS:
+            self._recent = first + limits.NEWS, logs[limits.NEWS :]
 
     def forget(self) -> None:
         """Make every live follower look at all logs, because it is not known what was stored."""

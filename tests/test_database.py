@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 from leveldb import open_leveldb
+from uses import USES
 from waiting import LIMIT, start
 
 import scuttleup
-from scuttleup import Change, DamagedDatabase, DatabaseError, Scuttleup, ScuttleupError
+from scuttleup import DamagedDatabase, DatabaseError, Scuttleup, ScuttleupError
 from scuttleup.scan import load_heads
 
 OpenLogs = Callable[..., AbstractContextManager[Scuttleup]]
@@ -252,24 +253,6 @@ def test_a_leveldb_that_this_process_holds_without_logs_is_refused_by_its_name(p
 
 
 # --- Closing ---
-
-
-def send(logs: Scuttleup) -> None:
-    stream = logs.create_replication_stream()
-    stream.receive_data(b"\x06\x0a\x04them")
-    while stream.data_to_send():
-        pass
-
-
-USES: dict[str, Callable[[Scuttleup], object]] = {
-    "snapshot": lambda logs: list(logs.create_read_stream()),
-    "live": lambda logs: list(logs.create_read_stream(live=True)),
-    "entry": lambda logs: logs.entry("us", 7),
-    "send": send,
-    "append": lambda logs: logs.append(b"x"),
-    "extend": lambda logs: logs.extend([b"x"] * 100),
-    "write": lambda logs: logs.write([Change("them", logs.head.get("them", 0) + 1, b"x")]),
-}
 
 
 def use_until_closed(logs: Scuttleup, use: Callable[[Scuttleup], object], begun: Event) -> None:

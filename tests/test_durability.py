@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from leveldb import FakeDB, binding, open_leveldb
+from uses import CHANGES, USES, WRITES
 from waiting import LIMIT, start
 
 import scuttleup.follower
@@ -84,15 +85,6 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
 
 # --- Refused by the disk, or interrupted ----------------------------------------------------------
 
-WRITES: dict[str, Callable[[Scuttleup], object]] = {
-    "append": lambda logs: logs.append("refused"),
-    "extend": lambda logs: logs.extend(["refused", "too"]),
-    "write": lambda logs: logs.write(
-        Change(peer, logs.head.get(peer, 0) + 1, "refused") for peer in ("us", "them")
-    ),
-    "delete": lambda logs: logs.delete("us", 2),
-}
-
 
 def drain(logs: Scuttleup, stream: Iterator[Change]) -> list[Change]:
     """Write one more entry to each log, and return what a live stream gives up to these."""
@@ -106,7 +98,7 @@ def drain(logs: Scuttleup, stream: Iterator[Change]) -> list[Change]:
     return seen
 
 
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("name", CHANGES)
 def test_a_write_that_leveldb_refuses_changes_nothing(fake: FakeDB, name: str) -> None:
     logs = Scuttleup(fake, id="us", value_encoding="utf-8")
     logs.extend(["a", "b"])
@@ -115,7 +107,7 @@ def test_a_write_that_leveldb_refuses_changes_nothing(fake: FakeDB, name: str) -
     fake.before = binding.IOError(b"IO error: No space left on device")
     for _ in range(3):
         with pytest.raises(DatabaseError, match="No space left") as caught:
-            WRITES[name](logs)
+            USES[name](logs)
         assert caught.value.__cause__ is fake.before
         assert logs.head == {"us": 2}
         assert list(logs.create_read_stream()) == [("us", 1, "a"), ("us", 2, "b")]
@@ -166,7 +158,7 @@ def test_an_iteration_that_ends_early_gives_no_shorter_snapshot(with_gaps: Any) 
     assert steps > 30
 
 
-@pytest.mark.parametrize("name", ["append", "extend", "write"])
+@pytest.mark.parametrize("name", WRITES)
 def test_ctrl_c_at_any_moment_gives_no_number_twice_and_hides_none_from_a_stream(
     db: Any, logs: Scuttleup, name: str
 ) -> None:

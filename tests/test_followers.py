@@ -63,7 +63,7 @@ class Followers(RuleBasedStateMachine):
     @initialize()
     def create(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(scuttleup.follower, "NEWS", NEWS)
+        self.patch.setattr(scuttleup.limits, "NEWS", NEWS)
         self.folder = tempfile.TemporaryDirectory()
         self.db = open_leveldb(self.folder.name)  # type: ignore[arg-type]
         self.fake = FakeDB(self.db)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from leveldb import open_leveldb
-from test_log import USES
+from uses import USES
 from waiting import LIMIT
 
 import scuttleup

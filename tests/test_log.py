@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from leveldb import FakeDB
+from uses import CHANGES, USES
 from waiting import LIMIT, start
 
 import scuttleup
@@ -340,26 +341,13 @@ def test_a_stray_key_among_the_changes_hides_no_log(db: Any, stray: bytes) -> No
 
 # --- close ---
 
-WRITES: dict[str, Callable[[Scuttleup], object]] = {
-    "append": lambda logs: logs.append("x"),
-    "extend": lambda logs: logs.extend(["x"]),
-    "write": lambda logs: logs.write([Change("other", 1, "x")]),
-    "delete": lambda logs: logs.delete("us", 1),
-}
-USES = WRITES | {
-    "entry": lambda logs: logs.entry("us", 1),
-    "snapshot": lambda logs: logs.create_read_stream(),
-    "tail": lambda logs: logs.create_read_stream(tail=True),
-    "replication": lambda logs: logs.create_replication_stream(),
-}
 
-
-def test_closed_logs_refuse_everything(logs: Scuttleup, db: Any) -> None:
+@pytest.mark.parametrize("use", USES)
+def test_closed_logs_refuse_everything(logs: Scuttleup, db: Any, use: str) -> None:
     logs.append("a")
     logs.close()
-    for use in USES.values():
-        with unchanged(logs, db), pytest.raises(ScuttleupError, match="these logs are closed"):
-            use(logs)
+    with unchanged(logs, db), pytest.raises(ScuttleupError, match="these logs are closed"):
+        USES[use](logs)
 
 
 def test_the_database_stays_open_when_the_logs_are_closed(logs: Scuttleup, db: Any) -> None:
@@ -507,15 +495,15 @@ def test_wrong_input_is_named_and_changes_nothing(
     assert logs.append("c").seq == 3
 
 
-@pytest.mark.parametrize("nested", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("nested", CHANGES)
 def test_a_write_in_the_middle_of_a_write_is_refused(
-    fake: FakeDB, monkeypatch: pytest.MonkeyPatch, nested: Callable[[Scuttleup], object]
+    fake: FakeDB, monkeypatch: pytest.MonkeyPatch, nested: str
 ) -> None:
     """A signal handler can do that: Python runs it in the thread that it interrupts."""
     logs = Scuttleup(fake, id="us", value_encoding="utf-8")
     logs.append("one")
     with monkeypatch.context() as patch:
-        patch.setattr(fake, "perform", lambda write: (write(), nested(logs)))
+        patch.setattr(fake, "perform", lambda write: (write(), USES[nested](logs)))
         with pytest.raises(ScuttleupError, match="in the middle of another"):
             logs.append("two")
     assert logs.append("three") == Change("us", 3, "three"), "2 was written and is not given again"

@@ -1,4 +1,7 @@
-"""Many peers over connections that break, and one that is killed: nothing is lost on the way."""
+"""Many peers over links that break, simulated and real, and one peer that is killed.
+
+Both kinds of mesh have the links of `simulate.py`, and end when all peers have every entry.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from itertools import permutations
 from pathlib import Path
 
 import pytest
+from simulate import TOPOLOGIES, simulate
 from waiting import arrival
 
 import scuttleup.peer
@@ -21,10 +24,24 @@ from scuttleup import Change, Peer, ReplicationStream, Scuttleup
 
 HERE = ("127.0.0.1", 0)
 
-# --- A mesh ---------------------------------------------------------------------------------------
+# --- A mesh without sockets -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [0, 0.1], ids=["whole links", "links that are cut"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_all_peers_agree_over_late_links(topology: str, cut: float) -> None:
+    """Without cuts nothing is lost, and a star sends nothing twice."""
+    result = simulate(topology, 12, logs_each=2, cut=cut)
+    assert result == simulate(topology, 12, logs_each=2, cut=cut), "a seed gives the same run again"
+    assert result.received == 11 * 24
+    assert (result.lost > 0) == (cut > 0)
+    if not cut:
+        assert (result.known == 0) == (topology == "star")
+
+
+# --- A mesh with sockets --------------------------------------------------------------------------
 
 PEERS = 20
-EXTRA_LINKS = 15  # besides the ring that keeps all together
 ENTRIES = 40  # of each peer
 CUTS = 150
 
@@ -50,9 +67,7 @@ async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
     monkeypatch.setattr(scuttleup.peer, "LONGEST_DELAY", 0.01)
     async with AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(Peer(logs, listen=HERE)) for logs in everybody]
-        links = [(i, (i + 1) % PEERS) for i in range(PEERS)]
-        links += choose.sample(list(permutations(range(PEERS), 2)), EXTRA_LINKS)
-        for one, other in links:
+        for one, other in TOPOLOGIES["2 random"](PEERS, choose):
             peer = Peer(everybody[one], connect=peers[other].addresses)
             peers.append(await stack.enter_async_context(peer))
 

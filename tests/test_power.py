@@ -11,17 +11,10 @@ from pathlib import Path
 
 import pytest
 from leveldb import FakeDB
+from uses import WRITES
 
 import scuttleup
 from scuttleup import DatabaseError, Scuttleup
-
-WRITES: dict[str, Callable[[Scuttleup, bytes, bool], object]] = {
-    "append": lambda logs, entry, sync: logs.append(entry, sync=sync),
-    "extend": lambda logs, entry, sync: logs.extend([entry] * 3, sync=sync),
-    "write": lambda logs, entry, sync: logs.write(
-        [("them", logs.head.get("them", 0) + 1, entry)], sync=sync
-    ),
-}
 
 # --- On a real file system, where the tests may mount one ------------------------------------
 
@@ -75,7 +68,7 @@ def test_every_synced_write_brings_all_before_it_to_the_disk(disk: Path) -> None
         for _ in range(8):
             for sync in [False] * choose.randrange(120) + [True]:
                 entry = choose.randbytes(choose.choice([10, 50_000]))
-                WRITES[choose.choice(list(WRITES))](logs, entry, sync)
+                WRITES[choose.choice(list(WRITES))](logs, entry, sync=sync)
             check_after_a_power_failure(disk, logs)
 
 
@@ -133,7 +126,7 @@ def test_an_older_journal_is_brought_to_the_disk_where_it_matters_and_only_there
 
     fake.perform = tell_and_perform  # type: ignore[method-assign]
     for sync in syncs:
-        WRITES[name](logs, b"x", sync)
+        WRITES[name](logs, sync=sync)
     assert synced == events
 
 

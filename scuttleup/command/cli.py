@@ -39,9 +39,9 @@ from base64 import b64encode
 from functools import partial
 from typing import Any
 
+from .. import limits
 from ..changes import Change
 from ..errors import ScuttleupError
-from ..limits import MAX_ENTRY, MAX_NAMED
 from ..log import Scuttleup
 from ..log import open as open_logs
 from ..replication import MODES
@@ -213,8 +213,8 @@ class Lines:
             if sys.platform == "win32":
                 lines = [line.removesuffix(b"\r") for line in lines]
             self._logs.extend(lines)
-        if len(self._rest) > MAX_ENTRY:
-            raise ValueError(f"a line is longer than {MAX_ENTRY} bytes")
+        if len(self._rest) > limits.MAX_ENTRY:
+            raise ValueError(f"a line is longer than {limits.MAX_ENTRY} bytes")
         return bool(data)
 
 
@@ -271,7 +271,7 @@ def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
         faults += bool(fault)
     for count, key in enumerate(stray_keys(logs)):
         # A database of the original can have very many of them.
-        if count < MAX_NAMED:
+        if count < limits.MAX_NAMED:
             print(f"{key!r}: the key of no entry")
         faults += 1
     if faults:
