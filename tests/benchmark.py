@@ -14,20 +14,19 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import process_time, sleep, thread_time
+from time import process_time, thread_time
 from typing import Any
 
 import psutil
@@ -256,22 +255,6 @@ def longest_rounds() -> None:
         row(f"longest round: {name}", figure, goal="< 100 ms")
 
 
-def idle_connections() -> None:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with new_folder() as folder, running_peer(folder) as (process, port), ExitStack() as opened:
-        before = process.memory_info().rss
-        for n in range(1_000):
-            remote = opened.enter_context(socket.create_connection((HOST, port)))
-            remote.sendall(encode_handshake(f"remote {n}", {}, "sync"))
-            assert remote.recv(1024)  # the peer has accepted it and said its own handshake
-        kib = (process.memory_info().rss - before) / 1_000 / 1024
-        used = sum(process.cpu_times()[:2])
-        sleep(5)
-        used = (sum(process.cpu_times()[:2]) - used) / 5
-    row("1,000 idle connections", f"{kib:.0f} KiB each, {used:.1%} of a processor")
-
-
 # --------------------------------------------------------------------- what they share
 
 Cell = float | str
@@ -440,7 +423,7 @@ async def longest_turn(work: Awaitable[object]) -> float:
 
 
 ROWS = [append, extend, read, open_logs, followers, signed, scripts]
-ROWS += [replicate, longest_rounds, idle_connections]
+ROWS += [replicate, longest_rounds]
 
 
 def main() -> None:

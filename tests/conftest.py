@@ -6,12 +6,13 @@ import asyncio
 import inspect
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from commands import Command
 from leveldb import FakeDB, open_leveldb
 
 import scuttleup
@@ -101,6 +102,14 @@ def new_certificates(tmp_path: Path) -> Callable[[], list[str]]:
         return [f"{folder}/{name}.pem" for name in files]
 
     return make
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The current folder is the test's own, and no `Command` of the test outlives it."""
+    monkeypatch.chdir(tmp_path)
+    with ExitStack() as Command.ends:
+        yield
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any
 
 import pytest
-from readme import ROOT
+from commands import ENVIRONMENT, Command, Result, run
 from waiting import LIMIT
 
 import scuttleup
@@ -30,65 +30,15 @@ if sys.platform != "win32":
     import resource
     import termios
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32",
-    reason="these are the terminals and signals of POSIX; test_every_system.py runs on Windows",
-)
+pytestmark = [
+    pytest.mark.usefixtures("in_a_folder_of_its_own"),
+    pytest.mark.skipif(
+        sys.platform == "win32",
+        reason="these are the terminals and signals of POSIX; test_every_system.py runs on Windows",
+    ),
+]
 
 HERE = ("127.0.0.1", 0)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # it hides what is wrong with the last write
-
-Result = tuple[int, str, str]  # the exit status, what was printed, what was said on stderr
-
-
-class Command(subprocess.Popen[str]):
-    """A running `scuttleup`, whose lines can be waited for."""
-
-    ends: ClassVar[contextlib.ExitStack]  # of the test that runs
-    stdin: IO[str]
-    stdout: IO[str]
-    stderr: IO[str]
-
-    def __init__(self, *args: str, **options: Any) -> None:
-        options = {**dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE), **options}
-        command = [sys.executable, "-m", "scuttleup", *args]
-        super().__init__(command, env=ENVIRONMENT, text=True, bufsize=1, **options)
-        self.ends.callback(self.end)
-
-    def type(self, line: str) -> None:
-        print(line, file=self.stdin)
-
-    def stderr_line(self, containing: str) -> str:
-        for line in self.stderr:
-            if containing in line:
-                return line
-        raise AssertionError(f"stderr ended without a line containing {containing!r}")
-
-    def port(self) -> int:
-        return int(self.stderr_line("listening on").rpartition(":")[2])
-
-    def end(self, signum: int = signal.SIGTERM) -> Result:
-        self.send_signal(signum)
-        return self.result()
-
-    def result(self, stdin: str = "") -> Result:
-        try:
-            out, err = self.communicate(stdin, timeout=LIMIT)
-        finally:
-            self.kill()
-        return self.returncode, out, err
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with contextlib.ExitStack() as Command.ends:
-        yield
-
-
-def run(*args: str, stdin: str = "", **options: Any) -> Result:
-    return Command(*args, **options).result(stdin)
 
 
 def listen(*args: str, has: Iterable[str] = (), **options: Any) -> tuple[Command, int]:

@@ -267,18 +267,22 @@ over_every_transport = pytest.mark.parametrize(
 @over_every_transport
 @one_shot_and_live
 async def test_everything_goes_both_ways(peer: MakeLogs, linked: Any, live: bool) -> None:
+    """Live, threads of both sides append at once."""
+    later = 500 * live
     one, two = peer("one", 2000, 1000), peer("two", 2000, 1000)
     async with linked() as (left, right):
         runs = asyncio.gather(one.replicate(*left, live=live), two.replicate(*right, live=live))
         if live:
             await asyncio.gather(arrival(two, {"one": 2000}), arrival(one, {"two": 2000}))
-            one.append("live")
-            two.append("live")
-            await asyncio.gather(arrival(two, {"one": 2001}), arrival(one, {"two": 2001}))
+            appends = [
+                partial(logs.append, "x" * size) for size in range(500) for logs in (one, two)
+            ]
+            await asyncio.gather(*map(asyncio.to_thread, appends))
+            await asyncio.gather(arrival(two, {"one": 2500}), arrival(one, {"two": 2500}))
             assert list(one.create_read_stream()) == list(two.create_read_stream())
             one.close()
-        assert list(await runs) == [Replicated(2000 + live, 2000 + live, {})] * 2
-    assert two.head == {"one": 2000 + live, "two": 2000 + live}
+        assert list(await runs) == [Replicated(2000 + later, 2000 + later, {})] * 2
+    assert two.head == {"one": 2000 + later, "two": 2000 + later}
 
 
 async def held_up(linked: Any, logs: Scuttleup, says: bytes, **options: Any) -> Any:
@@ -366,17 +370,21 @@ async def test_one_shot_ends_when_all_is_exchanged(
 
 @pytest.mark.parametrize("size", [0, 100, 1_000, 64 * 1024, 100_000])
 @pytest.mark.parametrize("count", [1, 2, 64, 66, 256, 300])
-async def test_one_shot_ends_after_any_last_write(peer: MakeLogs, count: int, size: int) -> None:
+async def test_one_shot_ends_after_any_last_write_and_listens_until_the_remote_ends(
+    peer: MakeLogs, count: int, size: int
+) -> None:
     """The remote is silent after its handshake: nothing but its own end tells a run to look again.
 
-    What is sent comes to just one write, to a bit more or less, or to many.
+    What is sent comes to just one write, to a bit more or less, or to many. If we closed with
+    something unread, the kernel would reset the connection, and the remote lose data.
     """
     async with met(peer("us", count, size), live=False) as remote:
         await remote.meet()
         assert len(await remote.changes(count)) == count
         assert await asyncio.wait_for(remote.receive(), SOON) == b""
+        await remote.send(CHANGES)
         remote.end()
-        assert await remote.run == Replicated(count, 0, {})
+        assert await remote.run == Replicated(count, 2, {})
 
 
 async def test_what_a_thread_appends_is_on_its_way_at_once(peer: MakeLogs) -> None:
@@ -389,18 +397,6 @@ async def test_what_a_thread_appends_is_on_its_way_at_once(peer: MakeLogs) -> No
             await asyncio.wait_for(remote.changes(1), SOON)
         remote.end()
         assert await remote.run == Replicated(50, 0, {})
-
-
-async def test_threads_of_both_sides_may_append_at_once(peer: MakeLogs) -> None:
-    one, two = peer("one"), peer("two")
-    appends = [partial(logs.append, "x" * size) for size in range(1000) for logs in (one, two)]
-    async with over_sockets() as (left, right):
-        runs = asyncio.gather(one.replicate(*left), two.replicate(*right))
-        await asyncio.gather(*map(asyncio.to_thread, appends))
-        await asyncio.gather(arrival(two, {"one": 1000}), arrival(one, {"two": 1000}))
-        assert list(one.create_read_stream()) == list(two.create_read_stream())
-        one.close()
-        assert list(await runs) == [Replicated(1000, 1000, {})] * 2
 
 
 # --- The remote's end -----------------------------------------------------------------------------
@@ -569,17 +565,6 @@ async def test_a_remote_that_listened_and_is_gone_is_noticed(
             await asyncio.wait_for(remote.run, SOON)
 
 
-async def test_a_one_shot_that_has_sent_all_listens_until_the_remote_ends(peer: MakeLogs) -> None:
-    """If we closed with something unread, the kernel would reset it, and the remote lose data."""
-    async with met(peer("us", 1), live=False) as remote:
-        await remote.meet()
-        await remote.changes(1)
-        assert await remote.receive() == b""
-        await remote.send(CHANGES)
-        remote.end()
-        assert await remote.run == Replicated(1, 2, {})
-
-
 # --- Cancelled or closed --------------------------------------------------------------------------
 
 
@@ -589,11 +574,21 @@ async def cancelled(task: Task[Any]) -> None:
     assert task.cancelled()
 
 
+@one_shot_and_live
 @after_each_part
-async def test_a_cancelled_run_closes_the_connection(peer: MakeLogs, said: bytes) -> None:
-    async with met(peer("us", 1), said) as remote:
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_a_run_that_is_cancelled_or_whose_logs_are_closed_ends_with_its_connection(
+    peer: MakeLogs, limit: Limit, said: bytes, live: bool, how: str
+) -> None:
+    limit(LINGER=0.05)
+    logs = peer("us", 1)
+    async with met(logs, said, live=live) as remote:
         await remote.handshake()
-        await cancelled(remote.run)
+        if how == "cancelled":
+            await cancelled(remote.run)
+        else:
+            await asyncio.to_thread(logs.close)
+            await asyncio.wait_for(remote.run, SOON)
         await remote.end_of_stream()
 
 
@@ -640,18 +635,6 @@ async def test_a_cancel_in_the_moment_in_which_a_write_ends_is_not_lost(peer: Ma
         await asyncio.wait_for(remote.end_of_stream(), SOON)
         await asyncio.wait({remote.run})
         assert remote.run.cancelled()
-
-
-@one_shot_and_live
-@after_each_part
-async def test_close_ends_a_run(peer: MakeLogs, limit: Limit, said: bytes, live: bool) -> None:
-    limit(LINGER=0.05)
-    logs = peer("us", 1)
-    async with met(logs, said, live=live) as remote:
-        await remote.handshake()
-        await asyncio.to_thread(logs.close)
-        await asyncio.wait_for(remote.run, SOON)
-        await remote.end_of_stream()
 
 
 async def test_close_ends_a_run_that_receives_just_then(peer: MakeLogs, limit: Limit) -> None:

@@ -19,7 +19,6 @@ import scuttleup.limits
 from scuttleup import DatabaseError
 from scuttleup.changes import Run, expand
 from scuttleup.door import Door
-from scuttleup.follower import News
 from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY
 from scuttleup.store import Store
@@ -201,18 +200,3 @@ def test_who_does_not_read_holds_nothing_and_200_000_logs_are_read_once(db: Any)
     store.append(b"x")
     assert follower.read() == Run("us", 1, [b"x"])
     assert follower.read() is None
-
-
-def test_news_tell_who_has_fallen_behind_from_who_has_not() -> None:
-    news = News()
-    for _ in range(2 * scuttleup.limits.NEWS - 1):
-        news.add("a")
-    assert list(news.since(0) or []) == ["a"]
-    news.add("b")
-    assert news.end == 2 * scuttleup.limits.NEWS
-    assert news.since(scuttleup.limits.NEWS - 1) is None
-    assert list(news.since(scuttleup.limits.NEWS) or []) == ["a", "b"]
-    assert list(news.since(news.end) or []) == []
-    before = news.end
-    news.forget()
-    assert news.since(before) is None

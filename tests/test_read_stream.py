@@ -200,17 +200,6 @@ def test_deleted_entries_are_skipped(logs: Scuttleup, deleted: Iterable[int]) ->
     assert list(logs.create_read_stream()) == left
 
 
-def test_any_entries_of_a_short_log_may_be_deleted(logs: Scuttleup) -> None:
-    left: list[Change] = []
-    for number, kept in enumerate(itertools.product([False, True], repeat=4)):
-        changes = [Change(f"peer {number:02}", seq, "x") for seq in range(1, 5)]
-        logs.write(changes)
-        left += itertools.compress(changes, kept)
-        for change in set(changes) - set(left):
-            logs.delete(change.peer, change.seq)
-    assert list(logs.create_read_stream()) == left
-
-
 async def test_a_live_stream_goes_on_when_the_news_is_deleted(logs: Scuttleup, read: Read) -> None:
     reader = read(logs.create_read_stream(tail=True))
     await until(reader.waits)

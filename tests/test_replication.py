@@ -9,7 +9,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import count, pairwise, permutations
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -869,52 +869,3 @@ def test_verify_is_not_asked_about_our_own_entries(new_peer: NewPeer) -> None:
     stream = heard(us, HELLO)
     all_of(stream)
     assert stream.replicated.sent == 2
-
-
-# --- Many peers -----------------------------------------------------------------------------------
-
-
-def append_next(peer: Peer) -> None:
-    id = peer.logs.id
-    peer.logs.append(entry_of(id, peer.logs.head.get(id, 0) + 1))
-
-
-events = st.tuples(
-    st.sampled_from(["append", "connect", "carry"]),
-    st.sampled_from(list(permutations(range(4), 2))),
-    st.integers(1, 60),
-)
-
-
-@settings(deadline=None)
-@given(st.lists(events, max_size=60))
-def test_a_mesh_whose_links_are_cut_anywhere_comes_to_the_same_logs_and_to_rest(
-    new_peer: NewPeer, events: list[tuple[str, tuple[int, int], int]]
-) -> None:
-    peers = [new_peer(name) for name in "abcd"]
-    # By (from, to): who sends, who receives, and what is under way.
-    links: dict[tuple[int, int], tuple[ReplicationStream, ReplicationStream, bytearray]] = {}
-    for event, (here, there), amount in events:
-        if event == "append":
-            append_next(peers[here])
-        elif event == "connect":  # this cuts the link that there was
-            a, b = streams(peers[here], peers[there])
-            links[here, there] = (a, b, bytearray())
-            links[there, here] = (b, a, bytearray())
-        elif (here, there) in links:
-            sender, receiver, wire = links[here, there]
-            wire += sender.data_to_send()
-            receiver.receive_data(bytes(wire[:amount]) or b"\0")
-            del wire[:amount]
-    links.clear()
-    ring = [streams(*pair) for pair in pairwise([*peers, peers[0]])]
-    pump(*ring)
-    for peer in peers:
-        append_next(peer)
-    pump(*ring)  # this ends only if nothing goes around for ever
-
-    union = {key: entry for peer in peers for key, entry in peer.entries.items()}
-    assert union == {(peer, seq): entry_of(peer, seq) for peer, seq in union}
-    for peer in peers:
-        assert peer.entries == union
-        assert_sound(peer)
