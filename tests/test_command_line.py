@@ -425,21 +425,6 @@ def test_once_waits_for_a_slow_reader_but_not_after_a_signal() -> None:
     assert stuck.wait(LIMIT) == 130
 
 
-def test_once_that_could_not_print_is_status_1() -> None:
-    _, port = listen(has="x")
-    with open("/dev/full", "w") as full:
-        status, _, err = once(port, stdout=full)
-    assert status == 1
-    assert "scuttleup: stdout: No space left on device\n" in err
-
-
-def test_read_to_a_full_disk_is_one_line_and_status_1() -> None:
-    run("append", "x")
-    with open("/dev/full", "w") as full:
-        status, _, err = run("read", stdout=full)
-    assert (status, err) == (1, "scuttleup: [Errno 28] No space left on device\n")
-
-
 def allow_1_mib_a_file() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
 
@@ -447,23 +432,28 @@ def allow_1_mib_a_file() -> None:
 FULL = "scuttleup: .\\.db cannot be used: .*File too large; .*open it again\n"
 
 
-def test_a_full_disk_while_typing_is_one_line_and_status_1() -> None:
-    alice, _ = listen(preexec_fn=allow_1_mib_a_file)
-    alice.type("fits")
+@pytest.mark.parametrize("received", [False, True], ids=["typed", "received"])
+def test_a_full_disk_is_one_line_and_status_1(received: bool) -> None:
+    alice, port = listen(has=["fits"], **({} if received else {"preexec_fn": allow_1_mib_a_file}))
+    peer = join(port, preexec_fn=allow_1_mib_a_file) if received else alice
+    if received:
+        assert "fits" in peer.stdout.readline()
     alice.type("x" * 2_000_000)
-    status, _, err = alice.result()
-    assert status == 1
-    assert re.fullmatch(FULL, err)
-    assert entries("a.db") == ["fits"]
-
-
-def test_a_full_disk_while_receiving_is_one_line_and_status_1() -> None:
-    _, port = listen(has=["x" * 2_000_000])
-    bob = join(port, preexec_fn=allow_1_mib_a_file)
-    bob.stderr_line("connected")
-    status, out, err = bob.result()
+    status, out, err = peer.result()
     assert (status, out) == (1, "")
-    assert re.fullmatch(FULL, err)
+    assert re.search(FULL + "$", err)
+    assert entries("b.db" if received else "a.db") == ["fits"]
+
+
+def test_what_cannot_be_printed_on_a_full_disk_is_one_line_and_status_1() -> None:
+    run("append", "x")
+    _, port = listen(has="x")
+    with open("/dev/full", "w") as full:
+        status, _, err = run("read", stdout=full)
+        assert (status, err) == (1, "scuttleup: [Errno 28] No space left on device\n")
+        status, _, err = once(port, stdout=full)
+        assert status == 1
+        assert "scuttleup: stdout: No space left on device\n" in err
 
 
 # --- The terminal ---

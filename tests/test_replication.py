@@ -197,13 +197,6 @@ def test_each_gets_what_it_lacks_and_nothing_else(
         assert stream.finished == (not live[here] and not stream.waiting)
 
 
-def test_a_handshake_is_there_before_the_remote_says_anything(new_peer: NewPeer) -> None:
-    stream = new_peer("us", b"1").logs.create_replication_stream(mode="pull")
-    assert stream.data_to_send() == encode_handshake("us", {"us": 1}, "pull")
-    assert stream.data_to_send() == b""
-    assert stream.remote_id is None
-
-
 @pytest.mark.parametrize("mode", ["", "SYNC", "both", None, 1, ["sync"]])
 def test_an_unknown_mode_is_named(us: Peer, mode: Any) -> None:
     with pytest.raises(ValueError, match=r"sync.*push.*pull.*" + re.escape(repr(mode))):
@@ -230,11 +223,18 @@ def test_a_new_entry_is_on_its_way_at_once(us: Peer) -> None:
         us.logs.append(b"new")
         assert woken.is_set()
         assert all_of(stream) == encode_changes("us", seq, [b"new"])
+    stream.close()
+    woken.clear()
+    us.logs.append(b"not for a stream that was closed")
+    assert not woken.is_set()
 
 
 def test_an_entry_appended_between_the_handshakes_is_sent(us: Peer) -> None:
-    stream = us.logs.create_replication_stream()
-    all_of(stream)
+    """Our handshake is there before the remote says anything."""
+    stream = us.logs.create_replication_stream(mode="push")
+    assert stream.data_to_send() == encode_handshake("us", us.logs.head, "push")
+    assert stream.data_to_send() == b""
+    assert stream.remote_id is None
     us.logs.append(b"3")
     stream.receive_data(HELLO)
     assert all_of(stream) == encode_changes("us", 1, [b"1", b"2", b"3"])
@@ -278,16 +278,6 @@ def test_closing_the_logs_wakes_and_ends_a_stream(us: Peer, live: bool, said: by
     assert stream.data_to_send() == b""
 
 
-def test_a_stream_that_was_closed_hears_of_nothing(us: Peer) -> None:
-    woken = threading.Event()
-    stream = heard(us, HELLO, wake=woken.set)
-    all_of(stream)
-    stream.close()
-    woken.clear()
-    us.logs.append(b"3")
-    assert not woken.is_set()
-
-
 def test_a_wake_that_raises_does_not_make_an_append_look_as_if_it_failed(us: Peer) -> None:
     woken = threading.Event()
 
@@ -313,15 +303,15 @@ def promised(us: Peer, head: dict[str, int]) -> ReplicationStream:
     return stream
 
 
-def test_what_was_promised_may_come_from_elsewhere(us: Peer) -> None:
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["it came from elsewhere", "the end"])
+def test_what_was_promised_is_not_waited_for_when_it_is_there_or_cannot_come(
+    us: Peer, elsewhere: bool
+) -> None:
     stream = promised(us, {"near": 2})
-    us.logs.write([Change("near", 2, b"from elsewhere")])
-    assert stream.finished
-
-
-def test_what_was_promised_does_not_come_after_the_end(us: Peer) -> None:
-    stream = promised(us, {"near": 2})
-    stream.receive_data(b"")
+    if elsewhere:
+        us.logs.write([Change("near", 2, b"from elsewhere")])
+    else:
+        stream.receive_data(b"")
     assert stream.finished
 
 
@@ -420,19 +410,15 @@ def test_what_we_have_already_is_skipped(us: Peer) -> None:
 
 @pytest.mark.parametrize("before", [0, len(TRAFFIC) - 1], ids=["handshake", "change"])
 def test_a_frame_that_is_cut_off_is_an_error_at_the_end(us: Peer, before: int) -> None:
+    for nothing in b"", b"\0\0\0":
+        with pytest.raises(ConnectionLost, match="the connection ended before the handshake"):
+            heard(us, nothing).receive_data(b"")
     last = TRAFFIC[before]
     for keep in range(1, len(last)):
         stream = heard(us, b"".join(TRAFFIC[:before]) + last[:keep])
         with pytest.raises(ConnectionLost, match="the connection ended in the middle of a frame"):
             stream.receive_data(b"")
     assert us.logs.head == ({"us": 4, "near": 2, "far": 2} if before else {"us": 2, "near": 1})
-
-
-@pytest.mark.parametrize("nothing", [b"", b"\0\0\0"], ids=["nothing", "empty frames"])
-def test_an_end_before_the_handshake_is_an_error(us: Peer, nothing: bytes) -> None:
-    stream = heard(us, nothing)
-    with pytest.raises(ConnectionLost, match="the connection ended before the handshake"):
-        stream.receive_data(b"")
 
 
 def test_valid_traffic_with_any_bit_flipped_does_no_harm(new_peer: NewPeer) -> None:
