@@ -210,15 +210,12 @@ def test_what_is_wrong_is_refused_and_what_came_before_it_is_kept(
     assert found(stored, first) == (taken, fault.format(first + taken))
 
 
-def test_a_run_of_another_branch_is_a_fork() -> None:
-    assert check(Run(ID, 4, BRANCH[3:]), LINKS[3]) == Checked(0, LINKS[3], "fork at 4")
-
-
 def test_the_link_alone_tells_what_cannot_follow() -> None:
     assert follows(3, LOG[2], LINKS[2])
     assert follows(3, LOG[2], None)
     assert not follows(4, LOG[3], link_after(BRANCH[2]))
     assert not follows(9, b"\1" * 95, None)
+    assert check(Run(ID, 4, BRANCH[3:]), LINKS[3]) == Checked(0, LINKS[3], "fork at 4")
 
 
 # What stands for the eight points of small order, some of them in two ways, and once more with the
