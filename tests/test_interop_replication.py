@@ -302,38 +302,3 @@ async def test_500_logs_of_which_each_side_has_a_part_are_whole_on_both_until_no
         node.end()
         assert await replication == Replicated(900, 900, {})
     assert all_entries(node, db) == 2000
-
-
-async def test_entries_pass_through_us_from_node_to_node_unchanged(
-    node: Node, db: Any, tmp_path: Path
-) -> None:
-    """Both connect to us, and all three have entries before and later."""
-    logs = Scuttleup(db, id="us")
-    texts = ["", "hello", "Grüße, мир, 世界 \0\n", "🦊👩‍👩‍👧", "x" * 2**20]
-    binary = [b"", bytes(range(256)), b"\xff\xfe\0", random.Random(1).randbytes(2**20)]
-
-    def append() -> None:
-        for text in texts:
-            node.append(text)
-        for entry in binary:
-            far.append(entry.hex())
-        logs.append("ours")
-
-    with Original(tmp_path / "far.db", id="far", valueEncoding="hex") as far:
-        append()
-        async with scuttleup.Peer(logs, listen=("127.0.0.1", 0)) as us:
-            for peer in node, far:
-                peer.connect(us.addresses[0][1])
-            for times in 1, 2:
-                every = {"node": 5 * times, "far": 4 * times, "us": times}
-                await at_node(node, every)
-                await at_node(far, every)
-                await arrival(logs, every)
-                if times == 1:
-                    await asyncio.to_thread(append)
-        for peer in node, far:
-            assert await asyncio.to_thread(peer.closed) == [None]
-    assert list(entries(db, "node").values()) == [text.encode() for text in texts] * 2
-    assert list(entries(db, "far").values()) == binary * 2
-    assert all_entries(node, db) == 20
-    assert entries(contents(tmp_path / "far.db")) == entries(db)
