@@ -26,9 +26,11 @@ from .errors import (
     ConnectionLost,
     DamagedDatabase,
     DatabaseError,
+    DatabaseLocked,
     EntryNotFound,
     ProtocolError,
     ScuttleupError,
+    WriteInDoubt,
 )
 from .log import Scuttleup, open
 from .read_stream import ReadStream
@@ -50,7 +52,7 @@ else:
 
 
 __all__ = [
-    "Change", "ConnectionLost", "DamagedDatabase", "DatabaseError", "EntryNotFound", "Peer",
-    "ProtocolError", "ReadStream", "Replicated", "ReplicationStream", "Scuttleup", "ScuttleupError",
-    "Tls", "load_tls", "open",
+    "Change", "ConnectionLost", "DamagedDatabase", "DatabaseError", "DatabaseLocked",
+    "EntryNotFound", "Peer", "ProtocolError", "ReadStream", "Replicated", "ReplicationStream",
+    "Scuttleup", "ScuttleupError", "Tls", "WriteInDoubt", "load_tls", "open",
 ]  # fmt: skip

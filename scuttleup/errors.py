@@ -59,6 +59,17 @@ class DamagedDatabase(DatabaseError):
     """
 
 
+class DatabaseLocked(DatabaseError):
+    """The database is open already: in this process, or in another one, as the text says."""
+
+
+class WriteInDoubt(DatabaseError):
+    """A write failed in such a way that nobody knows whether it is stored.
+
+    The next write finds that out, so look at `head` after it before you write the same again.
+    """
+
+
 def shown(value: object) -> str:
     """The repr of a wrong `value` for an error to name it, cut after `limits.MAX_REPR` characters.
 

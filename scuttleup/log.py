@@ -122,8 +122,7 @@ class Scuttleup:
             raise TypeError(f"verify has to answer at once, so it cannot be async: {verify!r}")
         if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
             raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
-        # Asked by replications. The user gets the change as it can be read, not as it is stored.
-        self._verify = verify and partial(self._ask, verify)
+        self._verify = verify
         if isinstance(db, _Path) and not exists(fsdecode(db.path)):
             # Nothing is made if no log can have these options. The key of a log that is to be
             # signed is made later; any other stands in for it here.
@@ -191,17 +190,6 @@ class Scuttleup:
         encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         entry = self._store.get(check_peer(peer), check_seq(seq))
         return encoding.decode_entry(peer, seq, strip(entry) if is_signed(peer) else entry)
-
-    def _ask(self, verify: Callable[[Change], bool], change: Change) -> bool:
-        """Ask `verify` about a change as the user reads it; False if it cannot be read."""
-        peer, seq, entry = change
-        if is_signed(peer):
-            entry = strip(entry)
-        try:
-            entry = self._encoding.decode_entry(peer, seq, entry)
-        except ValueError:
-            return False
-        return verify(Change(peer, seq, entry))
 
     def delete(self, peer: str, seq: int) -> None:
         """Delete one entry here, if it is here; other peers keep theirs.
@@ -278,7 +266,20 @@ class Scuttleup:
         """
         if not callable(wake):
             raise TypeError(f"wake is a function, not {wake!r}")
-        return ReplicationStream(self._store, mode=mode, live=live, verify=self._verify, wake=wake)
+        # `verify` gets the change as it can be read, not as it is stored.
+        verify = self._verify and partial(self._ask, self._verify)
+        return ReplicationStream(self._store, mode=mode, live=live, verify=verify, wake=wake)
+
+    def _ask(self, verify: Callable[[Change], bool], change: Change) -> bool:
+        """Ask `verify` about a change as the user reads it; False if it cannot be read."""
+        peer, seq, entry = change
+        if is_signed(peer):
+            entry = strip(entry)
+        try:
+            entry = self._encoding.decode_entry(peer, seq, entry)
+        except ValueError:
+            return False
+        return verify(Change(peer, seq, entry))
 
     async def replicate(
         self, reader: StreamReader, writer: StreamWriter, *, mode: str = "sync", live: bool = True

@@ -46,6 +46,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
 
 from .changes import Run
 from .errors import EntryNotFound, ScuttleupError
@@ -124,7 +125,7 @@ class Store:
         if database.writes._is_owned():  # type: ignore[attr-defined]  # see `refuse_nested`
             raise ScuttleupError(_NESTED)
         with database.writes:
-            if self._in_doubt or database.refusal is not None:
+            if self._in_doubt or database.refusal is not None or monotonic() > database.look_next:
                 with database:
                     self.settle()
             own = self.id
@@ -227,9 +228,13 @@ class Store:
         self._unsynced = self._unsynced or not sync
         if older:
             files.sync_older_journals(self.database.folder)
-        write()
-        if older:
-            files.sync_older_journals(self.database.folder)
+        try:
+            write()
+            if older:
+                files.sync_older_journals(self.database.folder)
+        except ERRORS as error:
+            # What did not reach the disk may still be found in the journal.
+            raise self.database.error(error, in_doubt=sync) from error
         if sync:
             self._unsynced = False
         # LevelDB has it. Only now the heads move, and the followers hear of it.
@@ -260,8 +265,10 @@ class Store:
     def settle(self) -> None:
         """Find out what LevelDB has of the writes that are in doubt, if there are any.
 
-        Every write calls this first.
+        Every write calls this first. Raises DatabaseError if the folder is not there any more.
         """
+        if monotonic() > self.database.look_next:
+            self.database.look()
         if not self._in_doubt:
             return
         # When the disk refuses a write to the journal, LevelDB (1.22 and 1.23) goes on in that

@@ -184,10 +184,10 @@ def make_wrong_current(path: Path) -> None:
 NO_DATABASE: list[tuple[str, Callable[[Path], object], str]] = [
     ("a-file", lambda path: path.write_text("precious"), "is not a database: it is a file"),
     ("a-folder", make_foreign, "is not a database: it holds holiday.jpg"),
-    ("a-wrong-current", make_wrong_current, "cannot be used: CURRENT: Is a directory"),
+    ("a-wrong-current", make_wrong_current, "cannot be opened: CURRENT: Is a directory"),
     ("a-loop", lambda path: path.symlink_to(path), "cannot be opened: Too many levels .*"),
-    ("a-dead-link", lambda path: path.symlink_to("no/disk"), "cannot be used: .*: No such .*"),
-    ("no-parent/logs.db", lambda path: None, "cannot be used: .*: No such file or directory"),
+    ("a-dead-link", lambda path: path.symlink_to("no/disk"), "cannot be opened: No such .*"),
+    ("no-parent/logs.db", lambda path: None, "cannot be opened: No such file or directory"),
     ("a-file/logs.db", lambda path: path.parent.touch(), "cannot be opened: Not a directory"),
     ("too-long" * 32, lambda path: None, "cannot be opened: File name too long"),
 ]

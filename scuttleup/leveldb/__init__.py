@@ -10,13 +10,15 @@ What the rest of the package uses of it is here:
 - `Unreadable` is raised by whoever finds that what is stored cannot be right, and becomes a
   `DamagedDatabase`. `ERRORS` are all that a read or a write may raise.
 
-| file          | what lives there                                                      |
-|---------------|-----------------------------------------------------------------------|
-| `opening.py`  | what is a database, what may become one, and what is open here        |
-| `database.py` | locks, closing, and errors, around every use                          |
-| `files.py`    | the files in its folder: journals to the disk, the key                |
-| `fork.py`     | what must not happen in a child process                               |
-| `binding.py`  | the one file that knows the binding: classes, file names, error texts |
+| file          | what lives there                                                        |
+|---------------|-------------------------------------------------------------------------|
+| `opening.py`  | what is open here, and opening, under a lock                            |
+| `manifest.py` | what a folder holds: a whole database, a part of one, or none           |
+| `database.py` | locks, closing, and errors, around every use                            |
+| `folder.py`   | nobody else has the folder open, and it is still there                  |
+| `files.py`    | files that LevelDB leaves to us: journals and names to the disk, a key  |
+| `fork.py`     | a child process uses no database                                        |
+| `binding.py`  | the one file that knows the binding: classes, file names, error texts   |
 """
 
 from . import files as files

@@ -1,14 +1,8 @@
 """The one file that knows LevelDB's Python binding: its classes, file names and error texts.
 
-Two bindings
-------------
-
-`plyvel` and its fork `plyvel_next` have the same API and different classes of errors. Usually one
-of them is installed. If both are, `open` uses `plyvel_next`, and a LevelDB of either can be handed
-in. So every place that catches an error of the binding catches those of both. And each of the two
-has a LevelDB of its own, which does not know what the other one has open: the lock that LevelDB
-takes on a database keeps other processes out, but not the other binding of the same process. So
-`opening.py` looks for itself whether the database is open here.
+`plyvel` and its fork `plyvel_next` have the same API. Usually one of them is installed. If both
+are, `plyvel_next` is used, and a LevelDB of the other is not taken. The two import statements are
+plain, because programs that freeze a program, such as PyInstaller, find no others.
 
 File names
 ----------
@@ -25,22 +19,20 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import suppress
-from importlib import import_module
-from typing import Any
 
-from ..errors import DamagedDatabase, DatabaseError
+from ..errors import DamagedDatabase, DatabaseError, DatabaseLocked
 
-# Every binding that is installed. Usually that is one. A program may have both, and hand us a
-# database of either.
-_BINDINGS: list[Any] = []
-for _name in "plyvel", "plyvel_next":
-    with suppress(ModuleNotFoundError):
-        _BINDINGS.append(import_module(_name))
-if not _BINDINGS:
-    raise ImportError("scuttleup needs a binding of LevelDB: pip install plyvel-next, or plyvel")
-# The one that `open` uses.
-binding = _BINDINGS[-1]
+try:
+    import plyvel_next as plyvel
+except ModuleNotFoundError:
+    try:
+        import plyvel
+    except ModuleNotFoundError:
+        need = "scuttleup needs a binding of LevelDB: pip install plyvel-next, or plyvel"
+        raise ImportError(need) from None
+binding = plyvel
+# The name of the other binding.
+OTHER = "plyvel" if binding.__name__ == "plyvel_next" else "plyvel_next"
 
 ON_WINDOWS = sys.platform == "win32"
 # How a str becomes the bytes of a file name that LevelDB takes: see "File names" above. "mbcs" is
@@ -55,7 +47,7 @@ class Unreadable(Exception):
 
 # What may come out of a read or a write. The binding raises a RuntimeError when the database was
 # closed.
-ERRORS = (OSError, RuntimeError, Unreadable, *(binding.Error for binding in _BINDINGS))
+ERRORS = (OSError, RuntimeError, Unreadable, binding.Error)
 
 
 def in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
@@ -73,13 +65,15 @@ def in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
     context, _, last = reason.rpartition(": ")
     if kind == "Corruption":
         return DamagedDatabase(f"{path} is damaged: {reason}")
-    if last == os.strerror(errno.EINVAL) and context.endswith((".ldb", ".sst")):
-        # LevelDB has looked behind the end of a table.
-        return DamagedDatabase(f"{path} is damaged: {os.path.basename(context)} is too short")
+    if context.endswith((".ldb", ".sst")):
+        # LevelDB has looked behind the end of a table, or for one that is gone.
+        for number, fault in (errno.EINVAL, "is too short"), (errno.ENOENT, "is missing"):
+            if last == os.strerror(number):
+                return DamagedDatabase(f"{path} is damaged: {os.path.basename(context)} {fault}")
     if context.startswith("lock ") and last == "already held by process":
-        return DatabaseError(f"{path} is open in this process already")
+        return DatabaseLocked(f"{path} is open in this process already")
     if context.endswith("LOCK") and _is_held(context, last):
-        return DatabaseError(f"{path} is open in another process")
+        return DatabaseLocked(f"{path} is open in another process")
     return DatabaseError(f"{path} cannot be used: {reason or kind}{advice}")
 
 

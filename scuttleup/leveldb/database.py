@@ -10,20 +10,35 @@ may call `close` while its own thread is reading. That is safe: Python runs a ha
 calls into LevelDB and never during one. Whoever holds `reads` never waits for `writes`, so the two
 cannot block each other.
 
+*A compaction stops nobody.* It can take seconds, and LevelDB lets others read and write meanwhile.
+So it holds neither lock, but one of its own, which only `close` waits for.
+
+*A folder that has gone gets no more writes.* `look` asks whether the folder is still there. Every
+write calls it, but only once in LOOK_SECONDS. Until then, and while LevelDB is compacting, it may
+still write under the old name.
+
 *Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
 the reason, and the binding's own error as its cause.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from typing import Any
+import weakref
+from time import monotonic
 
-from ..errors import DamagedDatabase, DatabaseError, ScuttleupError
+from .. import limits
+from ..errors import DamagedDatabase, DatabaseError, ScuttleupError, WriteInDoubt
 from . import fork
-from .binding import ERRORS, Unreadable, decode, in_words
-from .files import check_room
+from .binding import ERRORS, OTHER, Unreadable, binding, decode, in_words
+from .files import check_room, newest_journal
+from .folder import Folder, ident
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Why a database cannot be used after `close`.
 _CLOSED = "these logs are closed"
@@ -33,7 +48,7 @@ class Database:
     """An open LevelDB, with the locks and the errors that its binding lacks.
 
     `db` is an object of the binding, or a prefixed one. `path` is what the user calls it, and
-    stands in every error. `owned` says whether `close` closes `db`.
+    stands in every error. With a `folder`, `close` closes both that and `db`.
 
     Use it like this, with `writes` in place of `reads` to write:
 
@@ -41,20 +56,30 @@ class Database:
             db.get(key)
     """
 
-    def __init__(self, db: Any, path: str | None = None, *, owned: bool = False) -> None:
+    def __init__(self, db: Any, path: str | None = None, *, folder: Folder | None = None) -> None:
         self.db = db
         # The LevelDB itself, where `db` is only a prefixed part of it.
         self.whole = getattr(db, "db", db)
+        if type(self.whole).__module__.partition(".")[0] == OTHER:
+            raise TypeError(f"db is a LevelDB of {binding.__name__}, not of {OTHER}: {db!r}")
         name = decode(self.whole.name)
         self.path = path or name
         # The real path, which stays right wherever the process goes later.
         self.folder = os.path.realpath(name)
-        self._owned = owned
+        self.ident = ident(self.folder)
+        # The file CURRENT as it is now, and when to look next whether it is there.
+        self._current = ident(os.path.join(self.folder, "CURRENT"))
+        self.look_next = 0.0
+        self._folder = folder
+        # This closes what is owned, also if nobody calls `close`: the LevelDB first.
+        self._release = weakref.finalize(self, _release, db, folder)
+        self._release.atexit = False
         # Why the database cannot be used, or None as long as it can.
         self.refusal: str | None = None
-        # Whoever uses LevelDB holds one of the two. `close` takes both once.
+        # Whoever uses LevelDB holds one of the first two. `close` takes each of them once.
         self.reads = threading.RLock()
         self.writes = threading.RLock()
+        self._compacts = threading.RLock()
         fork.track(self)
 
     def ready(self) -> Any:
@@ -83,14 +108,22 @@ class Database:
         """Whether `close` was called, in this process."""
         return self.refusal is _CLOSED
 
-    def error(self, error: Exception) -> ScuttleupError:
-        """The exception to raise in place of `error`, which is one of ERRORS."""
+    def error(self, error: Exception, *, in_doubt: bool = False) -> ScuttleupError:
+        """The exception to raise in place of `error`, which is one of ERRORS.
+
+        With `in_doubt` it says that nobody knows whether the write is stored.
+        """
         if isinstance(error, RuntimeError):
             if self.refusal is not None:
                 return ScuttleupError(self.refusal)
             return DatabaseError(f"{self.path} was closed while these logs were in use")
+        if not self._is_there():
+            return DatabaseError(f"{self.path} was moved or deleted while it was open")
         if isinstance(error, Unreadable):
             return DamagedDatabase(f"{self.path} is damaged: {error}")
+        if in_doubt:
+            doubt = "it is not known whether this is stored, and `head` will tell"
+            return WriteInDoubt(f"{in_words(self.path, error)}; {doubt}")
         # When LevelDB could not save what it holds, for instance while the disk was full, it gives
         # this error at every write from then on, also when there is room again.
         return in_words(self.path, error, "; if this stays so, close it and open it again")
@@ -104,22 +137,64 @@ class Database:
         if self.refusal is fork.FORKED:
             return
         self.refusal = _CLOSED
-        with self.writes:
-            pass
+        for lock in self.writes, self._compacts:
+            with lock:
+                pass
         # Whoever reads the same LevelDB through another object must be out of it as well, as its
         # owner closes it next.
         for database in fork.databases():
             if database.whole is self.whole:
                 with database.reads:
                     pass
-        if self._owned:
-            self.db.close()
+        self._release()
+
+    def leave_to_parent(self, refusal: str) -> None:
+        """Refuse every use from now on, in a child process that has just been forked."""
+        self.refusal = refusal
+        # Another thread of the parent may have held the locks, and there is no such thread here.
+        self.reads, self.writes = threading.RLock(), threading.RLock()
+        self._release.detach()
+        if self._folder:
+            self._folder.close(in_child=True)
+        # One reference too many keeps Python from ever freeing it, even at the end of the process.
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.whole))
+
+    def look(self) -> None:
+        """Raise DatabaseError if the folder was moved or deleted. Call it at `look_next`."""
+        if not self._is_there():
+            raise DatabaseError(f"{self.path} was moved or deleted while it was open")
+        self.look_next = monotonic() + limits.LOOK_SECONDS
+
+    def _is_there(self) -> bool:
+        return ident(os.path.join(self.folder, "CURRENT")) == self._current
+
+    def compact(self, start: bytes, stop: bytes) -> None:
+        """Have LevelDB give back what deleted entries take on the disk between two whole keys.
+
+        Raises DatabaseError unless there is room on the disk for what LevelDB holds.
+        """
+        with self._compacts, self:
+            check_room(self.folder)
+            self.whole.compact_range(start=start, stop=stop)
 
     def begin_new_journal(self) -> None:
         """Have LevelDB save what it holds and begin a new journal.
 
-        Raises DatabaseError unless there is room on the disk for that.
+        Raises DatabaseError if there is no room on the disk for that, or if it cannot be done.
         """
         check_room(self.folder)
+        before = newest_journal(self.folder)
         # A compaction makes LevelDB save what it holds, even of a range without entries, as here.
         self.whole.compact_range(start=b"\xff", stop=b"\xff")
+        # It tells of no error. If LevelDB could not make a journal it goes on in the old one.
+        if newest_journal(self.folder) == before:
+            raise OSError(errno.EIO, "LevelDB could not begin a new one", "its journal")
+
+
+def _release(db: Any, folder: Folder | None) -> None:
+    """Close a LevelDB that we have opened, and then let others in."""
+    if folder:
+        db.close()
+        folder.close()

@@ -5,6 +5,7 @@ Everything here raises OSError.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -32,13 +33,25 @@ def _journals(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in names]
 
 
+def newest_journal(folder: str) -> str:
+    """The path of the journal that LevelDB writes to; "" if there is none."""
+    return (_journals(folder) or [""])[-1]
+
+
+# The errors which say that a folder cannot be synced here, so nothing was lost: Windows opens no
+# folder (EACCES) and writes a name down with its file (LevelDB's env_windows.cc), nor may everybody
+# read the folder above; some file systems sync no folder (EINVAL, ENOTSUP, EBADF).
+_CANNOT_SYNC = (errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
+
 def sync_folder(folder: str) -> None:
     """Bring the names of a new database's files, and its own name, to the disk."""
-    for each in folder, os.path.dirname(os.path.abspath(folder)):
-        # Windows cannot do this, and it writes a name down with the file (LevelDB's
-        # env_windows.cc). Some file systems cannot do it either.
-        with suppress(OSError):
+    for each in folder, os.path.join(folder, os.pardir):
+        try:
             _sync(each, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC:
+                raise
 
 
 def read_file(path: str) -> bytes | None:
@@ -74,15 +87,19 @@ def check_room(folder: str) -> None:
 
     LevelDB would refuse every further write if it tried to save that and failed.
     """
-    # Imported here, because few programs ever come here.
-    from tempfile import TemporaryFile
-
+    piece = bytes(64 << 10)
     held = sum(map(os.path.getsize, _journals(folder)))
-    with TemporaryFile(dir=folder) as probe:
-        # The rest is for an index and for the new journal.
-        probe.write(bytes(held + (64 << 10)))
-        probe.flush()
-        os.fsync(probe.fileno())
+    probe = os.path.join(folder, "room")
+    try:
+        with open(probe, "wb") as file:
+            # One piece more is for an index and for the new journal.
+            for _ in range(held // len(piece) + 2):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with suppress(OSError):
+            os.unlink(probe)
 
 
 def _sync(path: str, flags: int) -> None:

@@ -1,0 +1,89 @@
+"""What a folder holds: a whole database, a part of one, or none.
+
+LevelDB makes a database of any folder, and opens some that lack a part as if nothing were missing.
+So this looks first. CURRENT names the MANIFEST, which names every table and the oldest journal that
+is needed (doc/impl.md of LevelDB). LevelDB itself looks for the tables. A journal that is missing
+it takes for an empty one, and then it would give out the numbers once more that were in there.
+
+LevelDB makes a journal before the MANIFEST names it, and deletes it only after the MANIFEST has
+named a later one. So the journal that the MANIFEST names is there at every moment, also after a
+crash. While LevelDB saves the entries of that journal it writes to a second, newer one, which no
+file names yet: if that one is missing, nobody can tell.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from ..errors import DamagedDatabase, DatabaseError
+
+# What a first run that was killed leaves where it was about to make a database. A new disk has a
+# folder "lost+found".
+_DEBRIS = {"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp", "lost+found"}
+_DEBRIS |= {"signing.key", "signing.key.new"}
+# How the names of other files end that only LevelDB makes.
+_OF_LEVELDB = (".log", ".ldb", ".sst", ".dbtmp")
+# The bytes of a block in a MANIFEST, and of what stands before each part of an edit: a checksum,
+# the length and the kind.
+_BLOCK, _HEADER = 32 * 1024, 7
+# The kinds of parts that an edit begins with.
+_FULL, _FIRST = 1, 2
+# What the first edit of a MANIFEST begins with: a tag, a length and a name.
+_COMPARATOR = b"\x01\x1aleveldb.BytewiseComparator"
+# The tag before the number of the oldest journal.
+_LOG_NUMBER = b"\x02"
+
+
+def is_new(path: str, folder: str) -> bool:
+    """Whether a database may be made in `folder`, which is called `path`; False if one is there.
+
+    Raises DamagedDatabase if there is only a part of a database, DatabaseError if there is
+    something else, and OSError.
+    """
+    names = set(os.listdir(folder))
+    if "CURRENT" not in names:
+        others = sorted(names - _DEBRIS)
+        if any(name.startswith("MANIFEST-") or name.endswith(_OF_LEVELDB) for name in others):
+            raise DamagedDatabase(f"{path} is damaged: CURRENT is missing")
+        if others:
+            raise DatabaseError(f"{path} is not a database: it holds {others[0]}")
+        return True
+    with open(os.path.join(folder, "CURRENT"), encoding="utf-8", errors="replace") as file:
+        manifest = file.read(100).rstrip("\n")
+    if not manifest.startswith("MANIFEST-"):
+        raise DamagedDatabase(f"{path} is damaged: CURRENT names no MANIFEST")
+    if manifest not in names:
+        raise DamagedDatabase(f"{path} is damaged: {manifest} is missing")
+    with open(os.path.join(folder, manifest), "rb") as file:
+        journal = oldest_journal(file.read())
+    if journal and f"{journal:06}.log" not in names:
+        raise DamagedDatabase(f"{path} is damaged: {journal:06}.log is missing")
+    return False
+
+
+def oldest_journal(manifest: bytes) -> int:
+    """The number of the oldest journal that a database needs; 0 if it was only just made.
+
+    A MANIFEST is a series of edits in the format of a journal (doc/log_format.md). In each edit
+    that has the number, it stands first, but for the name of the comparator
+    (`VersionEdit::EncodeTo`).
+    """
+    journal = at = 0
+    while at + _HEADER <= len(manifest):
+        left = _BLOCK - at % _BLOCK
+        if left < _HEADER:
+            at += left
+            continue
+        size, kind = struct.unpack_from("<HB", manifest, at + 4)
+        at += _HEADER
+        edit = manifest[at : at + size].removeprefix(_COMPARATOR)
+        if kind in (_FULL, _FIRST) and edit.startswith(_LOG_NUMBER):
+            journal = shift = 0
+            for byte in edit[1:11]:  # a varint: 7 bits a byte, the lowest first
+                journal |= (byte & 0x7F) << shift
+                shift += 7
+                if byte < 0x80:
+                    break
+        at += size
+    return journal
