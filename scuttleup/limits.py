@@ -38,6 +38,11 @@ WRITE_BUFFER = 16 * 1024 * 1024
 RUN_ENTRIES = 256
 # How many bytes such a read takes. The last entry may exceed them.
 RUN_BYTES = 32 * 1024
+# How many entries are deleted before others get their turn. That takes some 10 ms.
+DELETE_STEP = 4000
+# After so many deleted entries of one log, LevelDB is made to drop them. Until then each reader of
+# that log walks over them, which takes 0.3 µs each.
+DELETED = 20_000
 # How many writes to logs are remembered for those who follow, at least; one turn can bring 5,000. A
 # follower that falls further behind looks through all heads once, which takes some 0.1 µs a log.
 NEWS = 16 * 1024

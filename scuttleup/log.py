@@ -191,12 +191,23 @@ class Scuttleup:
         entry = self._store.get(check_peer(peer), check_seq(seq))
         return encoding.decode_entry(peer, seq, strip(entry) if is_signed(peer) else entry)
 
-    def delete(self, peer: str, seq: int) -> None:
-        """Delete one entry here, if it is here; other peers keep theirs.
+    def delete(self, peer: str, seq: int, last: int | None = None) -> int:
+        """Delete one entry here, or all from number `seq` to `last`; return how many went.
 
-        No entry gets its number again.
+        Other peers keep theirs. No entry gets such a number again. A range is deleted in steps that
+        let others read and write, and blocks only its caller: in an event loop, use
+        `asyncio.to_thread`. If it ends early, because the logs are closed for instance, the oldest
+        entries are gone.
         """
-        self._store.delete(check_peer(peer), check_seq(seq))
+        last = seq if last is None else last
+        return self._store.delete(check_peer(peer), check_seq(seq), check_seq(last))
+
+    def compact(self) -> None:
+        """Give the disk back what deleted entries take. It can take seconds, and blocks its caller.
+
+        Others may read and write meanwhile. Raises DatabaseError if the disk has no room for it.
+        """
+        self._store.database.compact(b"\0", b"\xff")
 
     def write(self, changes: Iterable[tuple[str, int, Any]], *, sync: bool | None = None) -> int:
         """Store changes made elsewhere in one atomic step and return how many were new.

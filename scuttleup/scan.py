@@ -137,6 +137,14 @@ def _cut_at_gaps(
     return runs, 0
 
 
+def keys_between(db: Any, start: bytes, stop: bytes, most: int) -> list[bytes]:
+    """The keys of one log from the key `start` to `stop`, at the most so many."""
+    with db.iterator(start=start, stop=stop, include_stop=True, include_value=False) as keys:
+        # What has more separators belongs to an id with U+00FF: see "How gaps are found" above.
+        marks = stop.count(_MARK)
+        return list(islice((key for key in keys if key.count(_MARK) == marks), most))
+
+
 def _check_end(db: Any) -> None:
     """Raise Unreadable if the key of the id, which sorts after all entries, cannot be found."""
     if db.get(ID, verify_checksums=True) is None:

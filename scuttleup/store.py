@@ -48,6 +48,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
+from . import limits
 from .changes import Run
 from .errors import EntryNotFound, ScuttleupError
 from .events import Events
@@ -55,8 +56,12 @@ from .follower import Follower, News, Span
 from .keys import DELETED_HASHES, DELETED_HEADS, ID, change_keys, log_bytes, log_prefix, pack_seq
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_HANDSHAKE, MAX_SEQ
-from .scan import load_heads, load_id
+from .scan import keys_between, load_heads, load_id
 from .signed import Authors, find_id, is_signed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _NESTED = "a write was begun in the middle of another one, for instance by a signal handler"
 
@@ -98,6 +103,8 @@ class Store:
         # Whether a write without sync may have come before, perhaps by an earlier `Store` of this
         # LevelDB.
         self._unsynced = True
+        # How many entries of each log were deleted since LevelDB compacted that log.
+        self._deleted: dict[str, int] = {}
         with database.reads, database as db:
             stored = load_id(db)
             self.id = find_id(stored, id, key, only_signed)
@@ -201,22 +208,46 @@ class Store:
             self._commit(batch.write, sync, heads)
         return count
 
-    def delete(self, peer: str, seq: int) -> None:
-        """Delete one entry. Its number stays used.
+    def delete(self, peer: str, first: int, last: int) -> int:
+        """Delete the entries of `peer` from number `first` to `last`; return how many went.
 
-        If it is the newest entry of its log, the same batch writes down the number, and in a signed
-        log the hash, because nothing else would tell them at the next opening.
+        Their numbers stay used. It goes from the oldest to the newest, in steps that let others in.
+        If it ends early, doing it again deletes the rest.
         """
-        self.refuse_nested()
-        with self.database.writes, self.database as db:
-            self.settle()
-            batch = db.write_batch(sync=self._sync)
-            batch.delete(log_prefix(peer) + pack_seq(seq))
-            if seq == self.heads.get(peer):
-                batch.put(DELETED_HEADS + peer.encode(), pack_seq(seq))
-                if is_signed(peer) and (link := self.link_after(peer, seq)):
-                    batch.put(DELETED_HASHES + peer.encode(), link)
-            self._commit(batch.write, self._sync, {})
+        prefix = log_prefix(peer)
+        start, stop = prefix + pack_seq(first), prefix + pack_seq(last)
+        keys: list[bytes] = []
+        gone = 0
+        while not gone or len(keys) == limits.DELETE_STEP:
+            self.refuse_nested()
+            with self.database.writes, self.database as db:
+                self.settle()
+                keys = keys_between(db, start, stop, limits.DELETE_STEP)
+                if not keys:
+                    break
+                batch = db.write_batch(sync=self._sync)
+                deque(map(batch.delete, keys), maxlen=0)
+                self._note_head(batch, peer, first, last)
+                self._commit(batch.write, self._sync, {})
+            gone += len(keys)
+            start = keys[-1] + b"\0"
+            # Readers walk over what was deleted until LevelDB has dropped it.
+            self._deleted[peer] = self._deleted.get(peer, 0) + len(keys)
+            if first < last and self._deleted[peer] >= limits.DELETED:
+                self.database.compact(prefix, keys[-1])
+                self._deleted[peer] = 0
+        return gone
+
+    def _note_head(self, batch: Any, peer: str, first: int, last: int) -> None:
+        """Have `batch` write down the head of `peer`, if that entry is deleted with it or after it.
+
+        Nothing else would tell the number at the next opening, nor the hash in a signed log.
+        """
+        head = self.heads.get(peer, 0)
+        if first <= head <= last:
+            batch.put(DELETED_HEADS + peer.encode(), pack_seq(head))
+            if is_signed(peer) and (link := self.link_after(peer, head)):
+                batch.put(DELETED_HASHES + peer.encode(), link)
 
     def _commit(self, write: Callable[[], None], sync: bool, heads: dict[str, int]) -> None:
         """Have LevelDB `write`; then move `heads` and tell the followers.

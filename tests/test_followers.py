@@ -128,7 +128,7 @@ class Followers(RuleBasedStateMachine):
     def delete(self, peer: str, back: int) -> None:
         self.settle()
         seq = max(1, self.head(peer) - back)
-        self.store.delete(peer, seq)
+        self.store.delete(peer, seq, seq)
         self.here.discard((peer, seq))
 
     @rule(

@@ -111,7 +111,7 @@ def test_a_write_asks_for_the_disk_or_not(fake: FakeDB, sync: bool | None, defau
     logs.extend([b"x"], sync=sync)
     logs.write([Change("other", 1, b"x")], sync=sync)
     assert fake.asked[1:] == [default if sync is None else sync] * 3
-    logs.delete("us", 1)
+    logs.delete("other", 1)
     assert fake.asked[4:] == [default]
     Scuttleup(fake)
     assert len(fake.asked) == 5, "an id that is stored is not stored again"

@@ -171,13 +171,15 @@ class Database:
         return ident(os.path.join(self.folder, "CURRENT")) == self._current
 
     def compact(self, start: bytes, stop: bytes) -> None:
-        """Have LevelDB give back what deleted entries take on the disk between two whole keys.
+        """Have LevelDB drop what was deleted between two keys, and give back the disk.
 
-        Raises DatabaseError unless there is room on the disk for what LevelDB holds.
+        Without bounds LevelDB would only begin a new journal. Raises DatabaseError unless there is
+        room on the disk for what LevelDB holds.
         """
-        with self._compacts, self:
+        with self._compacts, self as db:
             check_room(self.folder)
-            self.whole.compact_range(start=start, stop=stop)
+            prefix = b"" if db is self.whole else db.prefix
+            self.whole.compact_range(start=prefix + start, stop=prefix + stop)
 
     def begin_new_journal(self) -> None:
         """Have LevelDB save what it holds and begin a new journal.
