@@ -1,4 +1,4 @@
-"""The disk refuses calls, one, two in a row, or many at random: nothing that is acknowledged is lost."""
+"""The disk refuses calls: one, two in a row, many at random. What is acknowledged is not lost."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ RUNS = int(os.environ.get("FAULTS", "12"))
 
 
 @pytest.mark.parametrize("sync", ["sync", "no sync"])
-@pytest.mark.parametrize("row", [1, 2], ids=["one", "two in a row"])
+@pytest.mark.parametrize("two", [False, True], ids=["one", "two in a row"])
 def test_after_faults_nothing_that_was_acknowledged_is_lost(
-    shim: Path, tmp_path: Path, sync: str, row: int
+    shim: Path, tmp_path: Path, sync: str, two: bool
 ) -> None:
     seen = [
-        check(shim, tmp_path / "logs.db", ",".join(map(str, range(at, at + row))), sync)
+        check(shim, tmp_path / "logs.db", f"{at},{at + at % 9}" if two else f"{at}", sync)
         for at in some(RUNS)
     ]
     assert kinds([*chain(*seen)]) >= {"open", "write"}
