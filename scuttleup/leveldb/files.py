@@ -46,7 +46,7 @@ _CANNOT_SYNC = (errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 def sync_folder(folder: str) -> None:
     """Bring the names of a new database's files, and its own name, to the disk."""
-    for each in folder, os.path.join(folder, os.pardir):
+    for each in folder, os.path.dirname(os.path.abspath(folder)):
         try:
             _sync(each, os.O_RDONLY)
         except OSError as error:
