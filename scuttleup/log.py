@@ -17,7 +17,6 @@ from os.path import exists
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .changes import Change, Run, expand
-from .door import Door
 from .encodings import find_encoding
 from .errors import shown
 from .keys import check_peer, check_seq
@@ -231,6 +230,9 @@ class Scuttleup:
                 runs.append(Run(check_peer(peer), seq, entries))
             check_seq(seq)
             entries.append(self._encode(entry))
+        # Imported here, because few programs need it.
+        from .replication import Door
+
         return Door(self._store).write(runs, sync)
 
     def create_read_stream(

@@ -27,9 +27,9 @@ has is found, and one that it does not have leaves no gap.
 a handler, or what the garbage collector runs, could therefore also write while its own thread is
 writing, and both would get one number. So whoever holds the lock already is refused.
 
-*Others' entries.* What comes from elsewhere is decided in `door.py`, under the lock `writes`, so no
-head can move between the decision and `commit`. The signatures in 64 KiB of a hostile remote take
-25 ms at the worst.
+*Others' entries.* What comes from elsewhere is decided in `replication/door.py`, under the lock
+`writes`, so no head can move between the decision and `commit`. The signatures in 64 KiB of a
+hostile remote take 25 ms at the worst.
 
 *Signed logs.* `signed/` signs our own entries. The next entry holds the hash of the one before. If
 the newest entry is deleted, the same batch stores its hash.

@@ -18,9 +18,9 @@ import scuttleup.follower
 import scuttleup.limits
 from scuttleup import DatabaseError
 from scuttleup.changes import Run, expand
-from scuttleup.door import Door
 from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY
+from scuttleup.replication import Door
 from scuttleup.store import Store
 
 numbers = st.integers(0, 100)

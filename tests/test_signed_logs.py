@@ -24,9 +24,9 @@ import scuttleup
 from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
 from scuttleup.changes import Run
 from scuttleup.command.check import check_logs, stray_keys
-from scuttleup.door import Door
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
 from scuttleup.limits import MAX_NAMED, RUN_BYTES
+from scuttleup.replication import Door
 from scuttleup.replication.messages import encode_changes, encode_handshake
 from scuttleup.signed.signing import FIRST_LINK, Signer, is_signed, link_after
 

@@ -1,10 +1,12 @@
-"""Replication, without a peer that stays connected: the frames of the wire (`messages.py`), the
-protocol without any I/O (`protocol.py`), and the same over asyncio (`connection.py`).
+"""Replication, without a peer that stays connected: the frames of the wire (`messages.py`), what of
+it comes in (`door.py`), the protocol without any I/O (`protocol.py`), and the same over asyncio
+(`connection.py`).
 """
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .connection import replicate as replicate
+    from .door import Door as Door
     from .messages import MODES as MODES
     from .protocol import Replicated as Replicated
     from .protocol import ReplicationStream as ReplicationStream
@@ -14,6 +16,8 @@ else:
         """Load a file when it is first used, since a log needs none, and one of them asyncio."""
         if name == "MODES":
             from . import messages as file
+        elif name == "Door":
+            from . import door as file
         elif name in ("Replicated", "ReplicationStream"):
             from . import protocol as file
         elif name == "replicate":

@@ -54,11 +54,11 @@ from typing import NamedTuple
 
 from .. import limits
 from ..changes import Change, Run
-from ..door import Door
 from ..errors import ConnectionLost, ProtocolError
 from ..follower import Follower
 from ..limits import MAX_ENTRY, MAX_SEQ
 from ..store import Store
+from .door import Door
 from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
 
 

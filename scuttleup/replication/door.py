@@ -40,11 +40,11 @@ from collections.abc import Callable, Iterable, Iterator
 from traceback import format_exception
 from typing import NamedTuple
 
-from . import limits
-from .changes import Change, Run, expand
-from .keys import check_peer, log_bytes
-from .signed import PREFIX, check, is_odd, pynacl_installed
-from .store import Store, too_large
+from .. import limits
+from ..changes import Change, Run, expand
+from ..keys import check_peer, log_bytes
+from ..signed import PREFIX, check, is_odd, pynacl_installed
+from ..store import Store, too_large
 
 _NO_ROOM = "there is no room for another log"
 
