@@ -19,8 +19,6 @@ Each file knows only the files below it, so read them from the bottom up, in thr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .changes import Change
 from .errors import (
     ConnectionLost,
@@ -33,22 +31,36 @@ from .errors import (
     WriteInDoubt,
 )
 from .log import Scuttleup, open
-from .read_stream import ReadStream
-from .replication import Replicated, ReplicationStream
 
 __version__ = "1.0.0"
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .peer import Peer, Tls, load_tls
+    from .read_stream import ReadStream
+    from .replication import Replicated, ReplicationStream
 else:
 
     def __getattr__(name: str) -> object:
-        """Load `Peer` when it is used, since asyncio takes longer to load than all the rest."""
-        if name not in ("Peer", "Tls", "load_tls"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from . import peer
+        """Load the rest when it is used: asyncio, above all, takes longer than a log needs."""
+        if name in ("Peer", "Tls", "load_tls"):
+            from . import peer
 
-        return getattr(peer, name)
+            return getattr(peer, name)
+        if name == "ReadStream":
+            from .read_stream import ReadStream as value
+        elif name == "Replicated":
+            from .replication import Replicated as value
+        elif name == "ReplicationStream":
+            from .replication import ReplicationStream as value
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return value
+
+
+def __dir__() -> list[str]:
+    """All names, those that are not loaded yet included."""
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

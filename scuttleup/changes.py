@@ -7,12 +7,30 @@ a `Run`, which is a piece of one log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import namedtuple
 from itertools import count, repeat
-from typing import Any, NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any, NamedTuple
+
+    class _Change(NamedTuple):
+        peer: str
+        seq: int
+        entry: Any
+
+    class _Run(NamedTuple):
+        peer: str
+        first: int
+        entries: Sequence[bytes]
+else:
+    # The same fields without types: `typing` takes longer to load than all that a log needs.
+    _Change = namedtuple("_Change", ("peer", "seq", "entry"))
+    _Run = namedtuple("_Run", ("peer", "first", "entries"))
 
 
-class Change(NamedTuple):
+class Change(_Change):
     """Entry number `seq` of the log of `peer`, the same everywhere and for ever.
 
     `entry` is what the value encoding makes of the stored bytes. As a NamedTuple it can be
@@ -25,15 +43,13 @@ class Change(NamedTuple):
     {peer: 'foobar', seq: 1, entry: 'hello'}
     """
 
-    peer: str
-    seq: int
-    entry: Any
+    __slots__ = ()
 
     def __str__(self) -> str:
         return f"{{peer: {self.peer!r}, seq: {self.seq}, entry: {self.entry!r}}}"
 
 
-class Run(NamedTuple):
+class Run(_Run):
     """The entries number `first`, `first` + 1, … of one log, as bytes.
 
     Everything below `Scuttleup` moves runs. Whatever is the same for a whole run, such as the
@@ -41,9 +57,7 @@ class Run(NamedTuple):
     gaps: where an entry was deleted, one run ends and another one begins.
     """
 
-    peer: str
-    first: int
-    entries: Sequence[bytes]
+    __slots__ = ()
 
 
 def expand(peer: str, first: int, entries: Iterable[Any]) -> Iterator[Change]:

@@ -18,21 +18,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple
 
 from .errors import shown
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
-class Encoding(NamedTuple):
+    ValueEncoding = Literal["binary", "utf-8", "json"]
+
+
+class Encoding:
     """One way to make bytes of an entry, and an entry of bytes.
 
     `encode` raises TypeError or ValueError for an entry that it does not take. `decode` raises
     ValueError for bytes that it cannot read. The methods do the same for many entries.
     """
 
-    name: str
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
+    def __init__(
+        self, name: str, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]
+    ) -> None:
+        self.name = name
+        self.encode = encode
+        self.decode = decode
 
     def encode_all(self, entries: list[Any]) -> list[bytes]:
         """The bytes of each of `entries`. Raises as `encode` does."""

@@ -33,12 +33,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
 
 from . import limits
 from .changes import Run
 from .leveldb import Database
 from .scan import read_runs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # The entries of one log up to a number.
 Span = tuple[str, int]

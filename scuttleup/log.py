@@ -14,24 +14,38 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike, fsdecode
 from os.path import exists
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .changes import Change, Run, expand
-from .encodings import find_encoding
+from .encodings import Encoding, find_encoding
 from .errors import shown
 from .keys import check_peer, check_seq
 from .leveldb import Database, open_database
 from .limits import MAX_ENTRY
-from .read_stream import ReadStream
-from .replication import Replicated, ReplicationStream
 from .signed import KEY_BYTES, find_id, is_signed, load_key, strip
 from .store import Store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
+    from typing import Any
+
+    from .encodings import ValueEncoding
+    from .read_stream import ReadStream
+    from .replication import Mode, Replicated, ReplicationStream
 
 
-def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: Any) -> Scuttleup:
+def open(
+    path: str | bytes | PathLike[Any],
+    *,
+    id: str | None = None,
+    value_encoding: ValueEncoding = "binary",
+    sync: bool = False,
+    verify: Callable[[Change], bool] | None = None,
+    signed: bool = False,
+    only_signed: bool = False,
+    key: bytes | None = None,
+    max_entry: int = MAX_ENTRY,
+) -> Scuttleup:
     """Open the logs in the LevelDB at `path`, a folder, which is made if there is nothing.
 
     A database is made where there is nothing, in an empty folder, and where a first run was killed
@@ -44,24 +58,36 @@ def open(path: str | bytes | PathLike[Any], *, signed: bool = False, **options: 
     `signing.key`. A database that has one needs no option from then on. For a database whose log is
     not signed, `signed` is a ValueError. Signing needs PyNaCl: `pip install 'scuttleup[signed]'`.
 
-    `options` are those of `Scuttleup`. Unlike that, the logs own their LevelDB: `close`, or the end
-    of a `with` block, closes it.
+    The other options are those of `Scuttleup`. Unlike that, the logs own their LevelDB: `close`, or
+    the end of a `with` block, closes it.
 
     >>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
     ...     logs.append("hello world")
     """
-    if signed and options.get("id") is not None:
-        raise ValueError(
-            f"the id of a signed log is its public key, it cannot be {options['id']!r}"
+    if signed and id is not None:
+        raise ValueError(f"the id of a signed log is its public key, it cannot be {id!r}")
+    # Nothing is made for options that are wrong.
+    _check_options(value_encoding, verify, max_entry)
+    if not exists(fsdecode(path)):
+        # The key of a log that is to be signed is made later; any other stands in for it here.
+        find_id(None, id, bytes(KEY_BYTES) if signed and key is None else key, only_signed)
+    database = open_database(path)
+    try:
+        if key is None:  # a key that is handed in lies elsewhere
+            key = load_key(database, make=signed)
+        return Scuttleup(
+            database,
+            id=id,
+            value_encoding=value_encoding,
+            sync=sync,
+            verify=verify,
+            only_signed=only_signed,
+            key=key,
+            max_entry=max_entry,
         )
-    return Scuttleup(_Path(path, signed), **options)
-
-
-class _Path(NamedTuple):
-    """What `open` hands to `Scuttleup`, which looks at all options before it makes a folder."""
-
-    path: str | bytes | PathLike[Any]
-    signed: bool
+    except BaseException:
+        database.close()
+        raise
 
 
 # The same as `inspect.CO_COROUTINE`. `inspect` takes a while to load.
@@ -102,40 +128,24 @@ class Scuttleup:
         db: Any,
         *,
         id: str | None = None,
-        value_encoding: str = "binary",
+        value_encoding: ValueEncoding = "binary",
         sync: bool = False,
         verify: Callable[[Change], bool] | None = None,
         only_signed: bool = False,
         key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
     ) -> None:
-        if not isinstance(db, _Path) and not hasattr(db, "write_batch"):
-            raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
-        self._encoding = find_encoding(value_encoding)
+        self._encoding = _check_options(value_encoding, verify, max_entry)
         # The same as `self._encoding.encode`, which `append` would look up at every call.
         self._encode: Callable[[Any], bytes] = self._encoding.encode
-        if verify is not None and not callable(verify):
-            raise TypeError(f"verify is a function or None, not {verify!r}")
-        if getattr(getattr(verify, "__code__", None), "co_flags", 0) & CO_COROUTINE:
-            # Nobody would await it, and a coroutine is true: it would let everything pass.
-            raise TypeError(f"verify has to answer at once, so it cannot be async: {verify!r}")
-        if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
-            raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
         self._verify = verify
-        if isinstance(db, _Path) and not exists(fsdecode(db.path)):
-            # Nothing is made if no log can have these options. The key of a log that is to be
-            # signed is made later; any other stands in for it here.
-            find_id(None, id, bytes(KEY_BYTES) if db.signed and key is None else key, only_signed)
-        database = open_database(db.path) if isinstance(db, _Path) else Database(db)
-        try:
-            if isinstance(db, _Path) and key is None:  # a key that is handed in lies elsewhere
-                key = load_key(database, make=db.signed)
-            self._store = Store(
-                database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
-            )
-        except BaseException:
-            database.close()
-            raise
+        if not isinstance(db, Database):  # that of `open` is one already
+            if not hasattr(db, "write_batch"):
+                raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
+            db = Database(db)
+        self._store = Store(
+            db, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
+        )
 
     @property
     def id(self) -> str:
@@ -180,7 +190,7 @@ class Scuttleup:
         first = self._store.extend(self._encoding.encode_all(entries), sync)
         return list(expand(self._store.id, first, entries))
 
-    def entry(self, peer: str, seq: int, *, value_encoding: str | None = None) -> Any:
+    def entry(self, peer: str, seq: int, *, value_encoding: ValueEncoding | None = None) -> Any:
         """The entry number `seq` of `peer`.
 
         Raises EntryNotFound, which is a KeyError, if it is not here, and ValueError if it cannot be
@@ -230,7 +240,7 @@ class Scuttleup:
                 runs.append(Run(check_peer(peer), seq, entries))
             check_seq(seq)
             entries.append(self._encode(entry))
-        # Imported here, because few programs need it.
+        # Imported here, as most programs get no changes, or get them by replication.
         from .replication import Door
 
         return Door(self._store).write(runs, sync)
@@ -241,7 +251,7 @@ class Scuttleup:
         since: Mapping[str, int] | None = None,
         live: bool = False,
         tail: bool = False,
-        value_encoding: str | None = None,
+        value_encoding: ValueEncoding | None = None,
     ) -> ReadStream:
         """Iterate over all changes that are here now, by peer id and number.
 
@@ -263,10 +273,13 @@ class Scuttleup:
             if seq != 0:
                 check_seq(seq)
         encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
+        # Imported here, because many a program only appends.
+        from .read_stream import ReadStream
+
         return ReadStream(self._store, encoding, since=since, live=live, tail=tail)
 
     def create_replication_stream(
-        self, *, mode: str = "sync", live: bool = True, wake: Callable[[], None] = lambda: None
+        self, *, mode: Mode = "sync", live: bool = True, wake: Callable[[], None] = lambda: None
     ) -> ReplicationStream:
         """One end of a replication, without a connection; `replicate` is one with a connection.
 
@@ -279,6 +292,8 @@ class Scuttleup:
         """
         if not callable(wake):
             raise TypeError(f"wake is a function, not {wake!r}")
+        from .replication import ReplicationStream
+
         # `verify` gets the change as it can be read, not as it is stored.
         verify = self._verify and partial(self._ask, self._verify)
         return ReplicationStream(self._store, mode=mode, live=live, verify=verify, wake=wake)
@@ -295,7 +310,7 @@ class Scuttleup:
         return verify(Change(peer, seq, entry))
 
     async def replicate(
-        self, reader: StreamReader, writer: StreamWriter, *, mode: str = "sync", live: bool = True
+        self, reader: StreamReader, writer: StreamWriter, *, mode: Mode = "sync", live: bool = True
     ) -> Replicated:
         """Replicate with the remote until it leaves; if not `live`, until all is exchanged.
 
@@ -336,3 +351,18 @@ class Scuttleup:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _check_options(
+    value_encoding: str, verify: Callable[[Change], bool] | None, max_entry: int
+) -> Encoding:
+    """Return the encoding, if all of these options can be had: else TypeError or ValueError."""
+    encoding = find_encoding(value_encoding)
+    if verify is not None and not callable(verify):
+        raise TypeError(f"verify is a function or None, not {verify!r}")
+    if getattr(getattr(verify, "__code__", None), "co_flags", 0) & CO_COROUTINE:
+        # Nobody would await it, and a coroutine is true: it would let everything pass.
+        raise TypeError(f"verify has to answer at once, so it cannot be async: {verify!r}")
+    if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
+        raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
+    return encoding

@@ -69,7 +69,7 @@ from typing import Any, NamedTuple
 from . import limits
 from .errors import ConnectionLost, ProtocolError, ScuttleupError
 from .log import Scuttleup
-from .replication import MODES, Replicated
+from .replication import MODES, Mode, Replicated
 
 # A host, which is a name or a number, and a port.
 Address = tuple[str, int]
@@ -149,7 +149,7 @@ class Peer:
         *,
         listen: Address | None = None,
         connect: Iterable[Address] = (),
-        mode: str = "sync",
+        mode: Mode = "sync",
         live: bool = True,
         tls: Tls | None = None,
         max_connections: int = limits.MAX_CONNECTIONS,
@@ -193,10 +193,18 @@ class Peer:
         self._first_spare = 0
         # What all exchanges that have ended sent, received and refused.
         self._replicated = Replicated(0, 0, {})
-        # How many exchanges failed: no connection, the remote in error, or the link broken.
-        self.failures = 0
-        # Where it listens, with the real ports. A name such as "localhost" can mean two addresses.
-        self.addresses: list[Address] = []
+        self._failures = 0
+        self._addresses: list[Address] = []
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens, with the real ports; a name like "localhost" can mean two addresses."""
+        return self._addresses
+
+    @property
+    def failures(self) -> int:
+        """How many exchanges failed: no connection, the remote in error, or the link broken."""
+        return self._failures
 
     @property
     def connected(self) -> list[Address]:
@@ -231,8 +239,8 @@ class Peer:
         )
         self._first_spare = _limit_descriptors(self._max_connections)
         sockets = await _listen(self._listen) if self._listen else []
-        self.addresses = [sock.getsockname()[:2] for sock in sockets]
-        for sock, address in zip(sockets, self.addresses, strict=True):
+        self._addresses = [sock.getsockname()[:2] for sock in sockets]
+        for sock, address in zip(sockets, self._addresses, strict=True):
             logger.info("listening on %s", _name(address))
             task = self._group.create_task(self._accept(sock))
             self._acceptors.add(task)
@@ -325,7 +333,7 @@ class Peer:
             )
         except OSError as error:
             # The TLS handshake failed.
-            self.failures += 1
+            self._failures += 1
             text = f"{_name(address)}: {_reason(error)}"
             self._tell("warning", "lost", text, who=address[0])
             return
@@ -345,7 +353,7 @@ class Peer:
                 reader, writer = await self._open(address)
             # A name that no host can have is a UnicodeError.
             except (OSError, UnicodeError) as error:
-                self.failures += 1
+                self._failures += 1
                 text = f"{name}: cannot connect: {_reason(error)}"
                 self._tell("warning", "not connected", text, who=name)
             else:
@@ -412,7 +420,7 @@ class Peer:
         try:
             result = await self._logs.replicate(reader, writer, mode=self._mode, live=self._live)
         except (ProtocolError, ConnectionLost) as error:
-            self.failures += 1
+            self._failures += 1
             in_error = isinstance(error, ProtocolError)
             kind = "in error" if in_error else "lost"
             self._tell("warning", kind, f"{name}: {error}", who=who)
@@ -420,7 +428,7 @@ class Peer:
             if not self._sentinel.closed:  # these logs were closed just before we used them
                 raise
         except Exception as error:
-            self.failures += 1
+            self._failures += 1
             # This is a mistake in this package. It is told as asyncio tells of its own.
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"{name}: an exchange failed", "exception": error}

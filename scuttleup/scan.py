@@ -35,7 +35,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain, islice, takewhile
-from typing import Any
 
 from .changes import Run
 from .keys import (
@@ -51,6 +50,10 @@ from .keys import (
 )
 from .leveldb import Unreadable
 from .limits import RUN_BYTES, RUN_ENTRIES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # `load_heads` reads this many keys of a log one by one, 0.3 µs each, before it seeks to the last
 # key of that log, which takes 10 µs. Where there are very many logs, most of them are short.

@@ -28,7 +28,7 @@ import pytest
 import trustme
 from leveldb import FakeDB, binding
 from waiting import arrival, start, until
-from wire import HTTP, MODES, sends, tls_hello
+from wire import HTTP, MODES, Mode, sends, tls_hello
 
 import scuttleup.limits
 from scuttleup import ConnectionLost, DatabaseError, ProtocolError, Replicated, Scuttleup
@@ -347,7 +347,7 @@ async def be_the_child(path: str) -> None:
 @pytest.mark.parametrize("other_mode", MODES)
 @pytest.mark.parametrize("mode", MODES)
 async def test_one_shot_ends_when_all_is_exchanged(
-    peer: MakeLogs, limit: Limit, mode: str, other_mode: str, other_live: bool, deleted: int
+    peer: MakeLogs, limit: Limit, mode: Mode, other_mode: Mode, other_live: bool, deleted: int
 ) -> None:
     """It ends even if both have `deleted` some of what they promise."""
     one, two = peer("one", 300), peer("two", 500)

@@ -45,12 +45,14 @@ CHANGES = {
     ("encoding", "entries"), [("binary", TEXTS), ("utf-8", TEXTS), ("json", JSON_ENTRIES)]
 )
 def test_each_stores_what_the_other_does_and_reads_and_continues_it(
-    tmp_path: Path, encoding: str, entries: list[Any]
+    tmp_path: Path, encoding: Any, entries: list[Any]
 ) -> None:
     """Node, then we, then Node again append all entries to one log, under one id."""
     path, count = tmp_path / "shared.db", len(entries)
     every = [Change("foobar", seq, entry) for seq, entry in enumerate(entries * 3, 1)]
-    texts = "utf-8" if encoding == "binary" else encoding  # Node's bytes would not pass as JSON
+    texts: Any = (
+        "utf-8" if encoding == "binary" else encoding
+    )  # Node's bytes would not pass as JSON
 
     with Original(path, id="foobar", valueEncoding=encoding) as node:
         for entry in entries:

@@ -227,6 +227,7 @@ def test_a_log_takes_json_and_each_read_can_have_its_own_encoding(db: Any) -> No
     value = {"text": "é", "list": [1, 2.5, None]}
     text = '{"text":"é","list":[1,2.5,null]}'
     assert logs.append(value) == ("us", 1, value)
+    encoding: Any
     for encoding, entry in (None, value), ("utf-8", text), ("binary", text.encode()):
         assert logs.entry("us", 1, value_encoding=encoding) == entry
         [change] = logs.create_read_stream(value_encoding=encoding)

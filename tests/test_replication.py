@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leveldb import FakeDB, binding, open_leveldb
-from wire import HTTP, MODES, cut, frame, sends, string, tls_hello, varint
+from wire import HTTP, MODES, Mode, cut, frame, sends, string, tls_hello, varint
 
 from scuttleup import (
     Change,
@@ -162,7 +162,7 @@ def test_each_gets_what_it_lacks_and_nothing_else(
     new_peer: NewPeer,
     heads: tuple[dict[str, int], dict[str, int]],
     deleted: list[tuple[str, int]],
-    modes: tuple[str, str],
+    modes: tuple[Mode, Mode],
     live: tuple[bool, bool],
     sizes: list[int],
 ) -> None:

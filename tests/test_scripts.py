@@ -43,6 +43,47 @@ def test_the_exercise_as_it_is_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["logs.db"]
 
 
+def test_the_package_loads_no_more_than_an_append_needs(tmp_path: Path) -> None:
+    """Of Python, too: each of these modules takes longer to load than a log needs to open."""
+    code = """
+import sys
+try:
+    import plyvel_next
+except ImportError:
+    import plyvel
+before = set(sys.modules)
+import scuttleup
+imported = set(sys.modules)
+with scuttleup.open("logs.db") as logs:
+    logs.append("hello world")
+assert set(sys.modules) - imported <= {"atexit"}, set(sys.modules) - imported
+print(*imported - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    loaded = result.stdout.split()
+    rooms = {name.split(".")[1] for name in loaded if name.count(".") == 2 and "scut" in name}
+    assert rooms == {"leveldb", "signed"}
+    assert not {"asyncio", "base64", "enum", "hashlib", "json", "re", "typing"} & set(loaded)
+
+
+def test_all_public_names_can_be_seen() -> None:
+    assert set(scuttleup.__all__) <= set(dir(scuttleup))
+    for name in scuttleup.__all__:
+        assert getattr(scuttleup, name).__doc__
+    assert scuttleup.Peer.failures.__doc__
+    assert scuttleup.Peer.addresses.__doc__
+
+
+def test_a_misspelt_option_is_seen_by_type_checkers_and_by_python(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="value_encodign"):
+        scuttleup.open(tmp_path / "logs.db", value_encodign="json")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="value_encoding is one of"):
+        scuttleup.open(tmp_path / "logs.db", value_encoding="jsno")  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("environment", "shown"),
     [

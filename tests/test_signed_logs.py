@@ -91,7 +91,8 @@ def backup(path: Path) -> Backup:
 
 def test_a_log_that_was_begun_as_a_signed_one_stays_one(tmp_path: Path) -> None:
     entries = []
-    for options in {"signed": True}, {}, {"signed": True}:
+    every: list[dict[str, Any]] = [{"signed": True}, {}, {"signed": True}]
+    for options in every:
         with scuttleup.open(tmp_path / "a", value_encoding="utf-8", **options) as logs:
             entries += [logs.append("hello"), *logs.extend(["brave", "world"])]
             assert logs.entry(logs.id, 1) == "hello"

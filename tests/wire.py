@@ -5,9 +5,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Literal
 
 MAX = 2**32 - 1
-MODES = ["sync", "push", "pull"]
+Mode = Literal["sync", "push", "pull"]
+MODES: list[Mode] = ["sync", "push", "pull"]
 
 # What a browser says to a port that is not for it, and to https on that port.
 HTTP = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:2014\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n"

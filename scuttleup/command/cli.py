@@ -30,21 +30,23 @@ escaped, so that no entry can end the program with an error.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 from argparse import SUPPRESS
-from base64 import b64encode
 from functools import partial
-from typing import Any
 
 from .. import limits
 from ..changes import Change
 from ..errors import ScuttleupError
 from ..log import Scuttleup
 from ..log import open as open_logs
-from ..replication import MODES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..encodings import ValueEncoding
 
 # Stands at the end of every help text.
 EPILOG = """\
@@ -147,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     at_home = partial(_address, default_host="127.0.0.1")
     argument("--listen", type=at_home, metavar="[HOST:]PORT", help=help)
     help = "send and receive (sync), only send (push) or only receive (pull)"
-    argument("--mode", choices=MODES, default="sync", help=help)
+    argument("--mode", choices=["sync", "push", "pull"], default="sync", help=help)
     argument("--only-signed", action="store_true", help="leave out logs that are not signed")
     help = "end when all that was there is exchanged with those peers, and with one that came"
     argument("--once", action="store_true", help=help)
@@ -222,10 +224,12 @@ def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
     """Print every entry, or every one that was not there when FILE was written."""
     since = None
     # JSON shows an entry as text only if nothing gets lost.
-    encoding = "binary" if args.json else "utf-8"
+    encoding: ValueEncoding = "binary" if args.json else "utf-8"
     try:
         if args.since is not None:
             with open(0 if args.since == "-" else args.since, encoding="utf-8") as file:
+                import json
+
                 since = json.load(file)
         stream = logs.create_read_stream(since=since, live=args.live, value_encoding=encoding)
     except (TypeError, ValueError, RecursionError) as error:
@@ -240,9 +244,13 @@ def _json_line(change: Change) -> str:
     >>> _json_line(Change("foobar", 1, b"hello"))
     '{"peer": "foobar", "seq": 1, "entry": "hello"}'
     """
+    import json
+
     try:
         entry = {"entry": change.entry.decode()}
     except UnicodeDecodeError:
+        from base64 import b64encode
+
         entry = {"entry_base64": b64encode(change.entry).decode()}
     return json.dumps({"peer": change.peer, "seq": change.seq, **entry})
 
@@ -251,6 +259,8 @@ def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
     """Print the last number of every log. This peer's own log stands there even if it is empty."""
     head = logs.head
     if args.json:
+        import json
+
         print(json.dumps(head))
         return
     for peer, seq in sorted({logs.id: 0, **head}.items()):

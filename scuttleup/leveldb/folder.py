@@ -18,6 +18,9 @@ import os
 import sys
 from contextlib import suppress
 
+if sys.platform != "win32":
+    import fcntl
+
 # What is the same for a file under all of its names: the device and the inode.
 Ident = tuple[int, int]
 
@@ -33,8 +36,6 @@ class Folder:
         self._lock = -1
         if sys.platform == "win32":
             return
-        import fcntl
-
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,8 +50,6 @@ class Folder:
         """Let others in; a child process only drops what it got from its parent."""
         if sys.platform == "win32" or self._lock < 0:
             return
-        import fcntl
-
         lock, self._lock = self._lock, -1
         if not in_child:
             # A child that is about to call `exec` may have the descriptor as well.

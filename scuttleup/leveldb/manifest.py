@@ -14,7 +14,6 @@ file names yet: if that one is missing, nobody can tell.
 from __future__ import annotations
 
 import os
-import struct
 
 from ..errors import DamagedDatabase, DatabaseError
 
@@ -75,7 +74,7 @@ def oldest_journal(manifest: bytes) -> int:
         if left < _HEADER:
             at += left
             continue
-        size, kind = struct.unpack_from("<HB", manifest, at + 4)
+        size, kind = int.from_bytes(manifest[at + 4 : at + 6], "little"), manifest[at + 6]
         at += _HEADER
         edit = manifest[at : at + size].removeprefix(_COMPARATOR)
         if kind in (_FULL, _FIRST) and edit.startswith(_LOG_NUMBER):

@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from .connection import replicate as replicate
     from .door import Door as Door
     from .messages import MODES as MODES
+    from .messages import Mode as Mode
     from .protocol import Replicated as Replicated
     from .protocol import ReplicationStream as ReplicationStream
 else:
 
     def __getattr__(name: str) -> object:
         """Load a file when it is first used, since a log needs none, and one of them asyncio."""
-        if name == "MODES":
+        if name in ("MODES", "Mode"):
             from . import messages as file
         elif name == "Door":
             from . import door as file

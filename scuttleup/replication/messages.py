@@ -61,12 +61,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..limits import MAX_ENTRY, MAX_FIELD, MAX_FRAME, MAX_SEQ, MAX_SKIPPED
 
 # The modes by their numbers on the wire, less one.
-MODES = ("sync", "push", "pull")
+Mode = Literal["sync", "push", "pull"]
+MODES: tuple[Mode, ...] = ("sync", "push", "pull")
 # The most fields that a Change may have. Looking through a hostile one of 16 MiB took 14 s.
 _MAX_FIELDS = 1000
 # The most bytes that are read of a field before its bytes, if it has any: a tag of 5 bytes and a

@@ -58,15 +58,25 @@ made or checked and nowhere else. Ids, links and the plain entries need none of 
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import namedtuple
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from operator import eq
-from typing import Any, NamedTuple
 
 from ..changes import Run
 from ..errors import ScuttleupError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+
+    class _Checked(NamedTuple):
+        proven: int
+        link: bytes | None
+        fault: str | None
+else:
+    _Checked = namedtuple("_Checked", ("proven", "link", "fault"))
 
 # Every signed log has an id that begins like this. An id that does so and is no key is "odd".
 PREFIX = "ed25519."
@@ -97,12 +107,16 @@ def id_of(key: bytes) -> str:
     >>> id_of(bytes(32))
     'ed25519.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
     """
+    from base64 import urlsafe_b64encode  # here and below, as few logs need it
+
     return PREFIX + urlsafe_b64encode(key).rstrip(b"=").decode()
 
 
 def public_key(peer: str) -> bytes | None:
     """The public key (32 bytes) in the id `peer`, or None if `peer` is not a signed log's id."""
     if peer.startswith(PREFIX):
+        from base64 import urlsafe_b64decode
+
         with suppress(ValueError):
             key = urlsafe_b64decode(peer[len(PREFIX) :] + "=")
             # Python's decoder skips foreign characters and ignores the two bits that are left over
@@ -208,15 +222,15 @@ class Signer:
         return sealed, link
 
 
-class Checked(NamedTuple):
-    """What `check` found out about a run."""
+class Checked(_Checked):
+    """What `check` found out about a run.
 
-    # How many entries of the run, from its first one on, are their author's.
-    proven: int
-    # The link after the last of those; the link that was handed in if there are none.
-    link: bytes | None
-    # Why the entry after those is not one of them; None if they are all.
-    fault: str | None
+    - `proven`: how many entries of the run, from its first one on, are their author's
+    - `link`: the link after the last of those; the link that was handed in if there are none
+    - `fault`: why the entry after those is not one of them; None if they are all
+    """
+
+    __slots__ = ()
 
 
 def check(run: Run, link: bytes | None) -> Checked:
