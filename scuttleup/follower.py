@@ -17,15 +17,21 @@ When the spans have been read, the logs in the news above the position are the n
 to its head. When some of that news is no longer recorded, because more than `limits.NEWS` came
 since, they are all logs, and `since` leaves out what was read before.
 
-Nothing is missed, because a write moves the head first and adds its news then, and because a
-follower takes its position before it looks at the heads. Nothing comes twice, because `since` is
-asked before every read.
+Two interleavings make that right. They need no lock beyond the interpreter's own: each step is one
+operation on a list, a dict or an attribute, and only one thread writes at a time.
 
-A reader that has had everything is woken by the next news. It says so first (`News.waiting`) and
-looks at the news once more then; a write adds its news first and looks then for who waits. So
-whichever comes first, one of the two sees the other. This needs no lock beyond the interpreter's
-own: each step is one operation on a list, a dict or an attribute, and only one thread writes at a
-time.
+| a write             | a follower that takes the news   | so                                          |
+|---------------------|----------------------------------|---------------------------------------------|
+| 1. moves the head   | 1. takes its position            | if 2 comes after the follower's 1, the news |
+| 2. adds its news    | 2. looks at the heads            | is above the position, and is read later;   |
+|                     |                                  | else the head has moved before it looks     |
+
+| a write             | a follower that has had all      | so                                          |
+|---------------------|----------------------------------|---------------------------------------------|
+| 1. adds its news    | 1. says that it waits            | if the follower's 1 comes after 2, it sees  |
+| 2. wakes who waits  | 2. looks at the news once more   | the news in its 2; else the write wakes it  |
+
+Nothing comes twice, because `since` is asked before every read.
 """
 
 from __future__ import annotations
@@ -81,7 +87,7 @@ class News:
         """Make every live follower look at all logs, because it is not known what was stored."""
         self._recent = self.end + 1, []
 
-    def since(self, position: int) -> Iterable[str] | None:
+    def after(self, position: int) -> Iterable[str] | None:
         """The logs from number `position` on; None if some of them are no longer recorded."""
         first, logs = self._recent
         return dict.fromkeys(logs[position - first :]) if position >= first else None
@@ -90,18 +96,18 @@ class News:
         """Wake those who had had everything, and let them say anew that they wait."""
         if self.waiting:
             waiting, self.waiting = self.waiting, {}
-            _ring_all(waiting)
+            _wake_each(waiting)
 
     def wake_all(self) -> None:
         """Wake every follower, whatever it has had."""
-        _ring_all(self.followers)
+        _wake_each(self.followers)
 
 
-def _ring_all(followers: dict[int, weakref.ref[Follower]]) -> None:
+def _wake_each(followers: dict[int, weakref.ref[Follower]]) -> None:
     """Wake each of these followers that is still there."""
     for ref in list(followers.values()):
         if follower := ref():
-            follower.ring()
+            follower.wake()
 
 
 class Follower:
@@ -200,7 +206,7 @@ class Follower:
         # The position is taken before the heads are read. What is stored in between is in both, and
         # `since` leaves it out the second time.
         position, self._position = self._position, self._news.end
-        moved = self._news.since(position)
+        moved = self._news.after(position)
         if moved is None:
             # All heads are compared at once: that takes 0.1 µs a log, and three times as long if it
             # is done one by one.
@@ -211,7 +217,7 @@ class Follower:
             self._spans = iter([(peer, self._heads[peer]) for peer in moved])
         return False
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the reader. This never raises."""
         # The entry is stored, so an append must not raise here: its caller would append it again. A
         # reader whose event loop is closed has no use for the entry.
@@ -221,4 +227,4 @@ class Follower:
     def close(self) -> None:
         """Give nothing more. Closing it again does nothing."""
         self._closed = True
-        self.ring()
+        self.wake()

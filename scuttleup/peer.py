@@ -6,9 +6,9 @@ Theory of operation
 A peer is a set of tasks in one `asyncio.TaskGroup`, which exists exactly as long as the body of the
 `async with`:
 
-    one *acceptor* for each listening socket    accepts, and starts a link for each connection
-    one *link* for each connection that came    replicates once and ends
-    one *link* for each address in `connect`    connects, replicates, waits, and begins again
+    one *acceptor* for each listening socket       accepts, and starts a session for each connection
+    one *session* for each connection that came   replicates once and ends
+    one *session* for each address in `connect`   connects, replicates, waits, and begins again
 
 What ends them, and how they end:
 
@@ -16,20 +16,20 @@ What ends them, and how they end:
   as Ctrl-C under `asyncio.run`. Leaving cancels all tasks and waits until each has closed its
   socket. No task needs anything from the remote for that, so leaving takes a moment, whoever is
   connected.
-- **A remote is in error, or the link to it breaks.** That ends one exchange and is told. Nothing
-  else is affected. A link to an address of `connect` waits and tries again: 0.5 seconds, then twice
+- **A remote is in error, or the connection breaks.** That ends one exchange and is told. Nothing
+  else is affected. A session with an address of `connect` waits and tries again: 0.5 seconds, then twice
   as long each time up to 30 seconds, as long as no exchange outlasts the wait before it. After a
   `ProtocolError` it waits for 5 minutes, since the remote will most likely do the same again. Each
   wait is shortened by chance, by up to a half, so that not all who lost a peer come back at the
   same moment.
 - **An exchange meets a mistake in this package.** That, too, ends this exchange only. It is told
   with its traceback, as asyncio tells of an exception that nobody catches.
-- **Our own database fails.** That hits every link alike, and only the user can do something about
-  it. So no link catches it. The task group then cancels all tasks and the body, and leaving the
+- **Our own database fails.** That hits every session alike, and only the user can do something about
+  it. So no session catches it. The task group then cancels all tasks and the body, and leaving the
   `async with` raises that error.
 - **The logs are closed**, by another thread or in a signal handler. Then there is nothing left to
   serve. All tasks end, and `wait` returns.
-- **All is exchanged**, if the peer is not `live`. Then every link ends after one exchange, and
+- **All is exchanged**, if the peer is not `live`. Then every session ends after one exchange, and
   `wait` returns when the last one has. The peer still listens until the body ends.
 
 Connections are counted from the moment they are accepted, before the TLS handshake, and the places
@@ -182,7 +182,7 @@ class Peer:
         self._acceptors: set[asyncio.Task[None]] = set()
         # One for each connection that came, and one for each address in `connect`, whether or not
         # that is connected at present.
-        self._links: set[asyncio.Task[None]] = set()
+        self._sessions: set[asyncio.Task[None]] = set()
         # The addresses of those who are connected now, by their writers.
         self._connected: dict[StreamWriter, Address] = {}
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
@@ -203,7 +203,7 @@ class Peer:
 
     @property
     def failures(self) -> int:
-        """How many exchanges failed: no connection, the remote in error, or the link broken."""
+        """How many exchanges failed: no connection, the remote in error, or the connection broken."""
         return self._failures
 
     @property
@@ -241,7 +241,7 @@ class Peer:
         sockets = await _listen(self._listen) if self._listen else []
         self._addresses = [sock.getsockname()[:2] for sock in sockets]
         for sock, address in zip(sockets, self._addresses, strict=True):
-            logger.info("listening on %s", _name(address))
+            logger.info("listening on %s", _show(address))
             task = self._group.create_task(self._accept(sock))
             self._acceptors.add(task)
             self._close_after(task, sock)
@@ -271,25 +271,25 @@ class Peer:
 
     def _stop(self) -> None:
         """End all tasks. Each closes its socket on its way out."""
-        for task in (*self._acceptors, *self._links):
+        for task in (*self._acceptors, *self._sessions):
             task.cancel()
         self._over.set()
 
-    def _start(self, link: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a link, which counts as a connection until it ends."""
-        task = self._group.create_task(link)
-        self._links.add(task)
-        task.add_done_callback(self._unlink)
+    def _start(self, session: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a session, which counts as a connection until it ends."""
+        task = self._group.create_task(session)
+        self._sessions.add(task)
+        task.add_done_callback(self._forget)
         return task
 
     def _close_after(self, task: asyncio.Task[None], sock: socket.socket) -> None:
         """Close `sock` when `task` is done, even if that was cancelled before its first step."""
         task.add_done_callback(lambda _: sock.close())
 
-    def _unlink(self, task: asyncio.Task[None]) -> None:
-        """Forget a link that has ended. A peer that is not `live` is over when the last one has."""
-        self._links.discard(task)
-        if not self._live and not self._links:
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        """Forget a session that has ended. A peer that is not `live` is over when the last one has."""
+        self._sessions.discard(task)
+        if not self._live and not self._sessions:
             self._over.set()
 
     # --- Those who come ---
@@ -307,13 +307,13 @@ class Peer:
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             # As many descriptors as there are addresses in `connect` are left for those.
-            if len(self._links) < self._max_connections and self._may_keep(
+            if len(self._sessions) < self._max_connections and self._may_keep(
                 sock, len(self._connect)
             ):
                 self._close_after(self._start(self._serve(sock, address[:2])), sock)
             else:
                 sock.close()
-                text = f"{_name(address[:2])}: closed, as there are too many connections"
+                text = f"{_show(address[:2])}: closed, as there are too many connections"
                 self._tell("warning", "too many", text)
             # While connections are waiting, accepting them lets nobody else run.
             await asyncio.sleep(0)
@@ -334,7 +334,7 @@ class Peer:
         except OSError as error:
             # The TLS handshake failed.
             self._failures += 1
-            text = f"{_name(address)}: {_reason(error)}"
+            text = f"{_show(address)}: {_reason(error)}"
             self._tell("warning", "lost", text, who=address[0])
             return
         writer = StreamWriter(transport, protocol, reader, loop)
@@ -345,7 +345,7 @@ class Peer:
     async def _stay_connected(self, address: Address) -> None:
         """Connect to one address, replicate, wait and begin again; if not `live`, do it once."""
         now = asyncio.get_running_loop().time
-        name = _name(address)
+        name = _show(address)
         delay = FIRST_DELAY
         while True:
             in_error = False
@@ -414,7 +414,7 @@ class Peer:
         `who` is the name by which `Events` tells this remote from others.
         """
         self._connected[writer] = address
-        name = _name(address)
+        name = _show(address)
         self._tell("info", "connected", f"{name}: connected", who=who)
         in_error = False
         try:
@@ -473,7 +473,7 @@ async def _listen(address: Address) -> list[socket.socket]:
     except (OSError, UnicodeError) as error:
         for sock in sockets:
             sock.close()
-        raise ScuttleupError(f"cannot listen on {_name(address)}: {_reason(error)}") from error
+        raise ScuttleupError(f"cannot listen on {_show(address)}: {_reason(error)}") from error
     return sockets
 
 
@@ -560,10 +560,10 @@ def _check_address(address: Address) -> Address:
     raise TypeError(f"an address is a host and a port, not {address!r}")
 
 
-def _name(address: Address) -> str:
+def _show(address: Address) -> str:
     """An address as it is written: IPv6 in brackets.
 
-    >>> _name(("::1", 2014))
+    >>> _show(("::1", 2014))
     '[::1]:2014'
     """
     host, port = address

@@ -88,7 +88,7 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
     keys: list[bytes] = []
     entries: list[bytes] = []
     # How many bytes may still be read.
-    room = RUN_BYTES
+    left = RUN_BYTES
     with db.iterator(
         start=prefix + pack_seq(after + 1),
         stop=prefix + pack_seq(last),
@@ -99,8 +99,8 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
             keys.append(key)
             entries.append(entry)
             if len(entry) > SMALL:
-                room -= len(entry)
-                if room <= 0:
+                left -= len(entry)
+                if left <= 0:
                     break
         # See "How gaps are found" above. To look at each key by itself would take a fifth of the
         # time. If the iteration ended early, the next call finds out why.

@@ -119,7 +119,7 @@ async def test_leaving_leaves_no_task_and_no_socket(
         ):
             strangers = [socket.create_connection(it.addresses[0]) for it in (server, secure)]
             await until(lambda: len(server.connected) == len(client.connected) == 2)
-            await until(lambda: len(secure._links) == 1)
+            await until(lambda: len(secure._sessions) == 1)
         assert asyncio.all_tasks() == tasks
         assert psutil.Process().num_fds() - before == len(strangers)
         for stranger in strangers:
@@ -158,7 +158,7 @@ async def test_it_ends_when_the_logs_are_closed(alice: Scuttleup, bob: Scuttleup
         await client.wait()
         alice.close()
         await server.wait()
-        await asyncio.wait({*server._acceptors, *server._links})
+        await asyncio.wait({*server._acceptors, *server._sessions})
         assert not server.connected
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*server.addresses[0])
@@ -355,7 +355,7 @@ async def test_one_connection_too_many_is_closed_at_once_and_told_once(
         assert not await served(address)
         assert len(told(caplog, "too many")) == 1
         first.close()
-        await until(lambda: len(peer._links) == 1)
+        await until(lambda: len(peer._sessions) == 1)
         third = await served(address)
         assert third
         second.close()

@@ -210,7 +210,7 @@ class _Connection:
         # This only has to differ from b"", which is the end.
         data = b"-"
         while data:
-            with _link_errors():
+            with _connection_errors():
                 data = await self._reader.read(limits.TURN_BYTES)
             await self._round.turn()
             self.stream.receive_data(data)
@@ -225,7 +225,7 @@ class _Connection:
             # time.
             self._news.clear()
             if data := stream.data_to_send():
-                with _link_errors():
+                with _connection_errors():
                     writer.write(data)
                     self._written += len(data)
                     await writer.drain()
@@ -235,7 +235,7 @@ class _Connection:
                 break
             else:
                 await self._news.wait()
-        with _link_errors():
+        with _connection_errors():
             await _flush(writer)
             if writer.can_write_eof():
                 self._ended = True
@@ -253,7 +253,7 @@ class _Connection:
             self._news.set()
         # It is progress when we hand over something, and when the remote takes something. While
         # nothing is unsent, nothing is waited for.
-        if self._taking.seconds((self._written, unsent) if unsent else now, now) > limits.ALIVE:
+        if self._taking.measure((self._written, unsent) if unsent else now, now) > limits.ALIVE:
             raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
         # When the receiver has ended, nothing tells us that the remote is gone, so look every
         # second.
@@ -266,7 +266,7 @@ class _Connection:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
         # Nothing tells us that the remote has left unless we send something. A frame that says
         # nothing will do.
-        with _link_errors():
+        with _connection_errors():
             if not unsent and not self._ended and self.stream.between_frames:
                 self._writer.write(b"\0")
             if self._writer.transport.is_closing():
@@ -274,7 +274,7 @@ class _Connection:
 
 
 @contextmanager
-def _link_errors() -> Iterator[None]:
+def _connection_errors() -> Iterator[None]:
     """Turn an OSError in the `with` block into a ConnectionLost."""
     try:
         yield

@@ -186,7 +186,7 @@ class Decoder:
         # What the remote said of itself, once all of its handshake was read.
         self.handshake: Handshake | None = None
         # How many bytes the frames had that came after the handshake and were read to their end.
-        self.ended = 0
+        self.complete = 0
         self._max_entry = max_entry
         # The size of the largest Change whose entry is given out.
         self._max_frame = max_entry + MAX_FRAME - MAX_ENTRY
@@ -253,7 +253,7 @@ class Decoder:
             self._found |= _known(self._coming.fields(self._buffer))
             if self._coming.left:
                 return
-            self.ended += self._coming.taken
+            self.complete += self._coming.taken
             self._coming = None
             if not {1, 2} <= self._found.keys():
                 raise ValueError("a change without peer or seq")
@@ -285,7 +285,7 @@ class Decoder:
             else:
                 start, end = self._frame(pos)
         del self._buffer[:pos]
-        self.ended += pos
+        self.complete += pos
         if end - start > most:
             self._begin(start - pos, end - pos)
 

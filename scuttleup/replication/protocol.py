@@ -89,23 +89,23 @@ class Standstill:
     """Tells how long something has stood still.
 
     >>> still = Standstill()
-    >>> still.seconds("half a frame", now=10), still.seconds("half a frame", now=12)
+    >>> still.measure("half a frame", now=10), still.measure("half a frame", now=12)
     (0, 2)
     """
 
     def __init__(self) -> None:
         # What it was like when it last changed, and when that was.
         self._mark: object = None
-        self._since = 0.0
+        self._changed = 0.0
 
-    def seconds(self, mark: object, now: float) -> float:
+    def measure(self, mark: object, now: float) -> float:
         """How many seconds ago `mark` became what it is.
 
         Call it again and again, with `now` by a clock that does not go back.
         """
         if mark != self._mark:
-            self._mark, self._since = mark, now
-        return now - self._since
+            self._mark, self._changed = mark, now
+        return now - self._changed
 
 
 class ReplicationStream:
@@ -158,7 +158,7 @@ class ReplicationStream:
         # This goes up whenever the remote sends more of what it has promised.
         self._progress = 0
         # How many bytes have come since then.
-        self._since_progress = 0
+        self._bytes_without_progress = 0
         # For how long nothing promised came, and for how long half a frame did not grow.
         self._promise_stands, self._frame_stands = Standstill(), Standstill()
 
@@ -303,7 +303,7 @@ class ReplicationStream:
             self._since[peer] = MAX_SEQ
             entries = entries[:-1]
             seq = first + len(entries)
-            self._name(peer, f"entry {seq} has more than {MAX_ENTRY} bytes: not sent")
+            self._tell_left_out(peer, f"entry {seq} has more than {MAX_ENTRY} bytes: not sent")
         self._sent += len(entries)
         # If nothing of the run can be sent, an empty frame goes out instead. It says nothing to the
         # remote, but b"" would say here that there is no more.
@@ -329,7 +329,7 @@ class ReplicationStream:
             if len(data) == 0:
                 self._receive_end()
             self._decoder.feed(data)
-            self._since_progress += len(data)
+            self._bytes_without_progress += len(data)
             if self._remote is None:
                 for peer, seq in self._decoder.digests():
                     self._receive_digest(peer, seq)
@@ -348,7 +348,7 @@ class ReplicationStream:
         head = self._store.heads.get(peer, 0)
         fault = "" if peer in self._since else self._door.look(peer)
         if fault and not head:
-            self._name(peer, fault)
+            self._tell_left_out(peer, fault)
             return
         # A digest of 0 promises nothing.
         if seq:
@@ -393,7 +393,7 @@ class ReplicationStream:
                 self._received += count
                 for peer, _, reason in verdicts:
                     self._promised.pop(peer, None)
-                    self._name(peer, reason)
+                    self._tell_left_out(peer, reason)
         # Our follower is asked only after this, so it does not send back what the remote has sent.
         # It is not raised for what is left out: the remote gets from us what it lacks of that log,
         # and another remote can send us what is missing here.
@@ -411,7 +411,7 @@ class ReplicationStream:
         if first <= self._since.get(peer, 0) and last > self._came.get(peer, 0):
             self._came[peer] = last
             self._progress += 1
-            self._since_progress = 0
+            self._bytes_without_progress = 0
 
     def _receive_end(self) -> None:
         """The remote has ended its side, and with that everything it promised is over."""
@@ -427,7 +427,7 @@ class ReplicationStream:
 
     # --- Telling ---
 
-    def _name(self, peer: str, reason: str) -> None:
+    def _tell_left_out(self, peer: str, reason: str) -> None:
         """Warn that the log of `peer` is left out, and why. MAX_NAMED of them are named."""
         shown = _show(peer)
         if shown in self._refused:
@@ -462,18 +462,18 @@ class ReplicationStream:
         if self.closed:
             return limits.ALIVE
         # How many frames are complete, and how many times PROGRESS_BYTES have come of the next.
-        frame = self._decoder.ended, self._decoder.pending // limits.PROGRESS_BYTES
+        frame = self._decoder.complete, self._decoder.pending // limits.PROGRESS_BYTES
         half = self._remote is None or self._decoder.pending > 0
         # Where nothing is waited for, the mark is the time, which is always new.
-        if self._frame_stands.seconds(frame if half else now, now) > limits.ALIVE:
+        if self._frame_stands.measure(frame if half else now, now) > limits.ALIVE:
             self._state = State.FAILED
             if self._decoder.pending:
                 raise ProtocolError(f"half a frame did not grow for {limits.ALIVE} seconds")
             raise ConnectionLost(f"no handshake within {limits.ALIVE} seconds")
         waiting = self.waiting and not unsent
-        grown = min(self._since_progress, limits.MAX_FRAME) // limits.PROGRESS_BYTES
+        grown = min(self._bytes_without_progress, limits.MAX_FRAME) // limits.PROGRESS_BYTES
         if (
-            self._promise_stands.seconds((self._progress, grown) if waiting else now, now)
+            self._promise_stands.measure((self._progress, grown) if waiting else now, now)
             > limits.PROMISED
         ):
             self._promised = {}
