@@ -20,16 +20,15 @@ since, they are all logs, and `since` leaves out what was read before.
 Two interleavings make that right. They need no lock beyond the interpreter's own: each step is one
 operation on a list, a dict or an attribute, and only one thread writes at a time.
 
-| a write             | a follower that takes the news   | so                                          |
-|---------------------|----------------------------------|---------------------------------------------|
-| 1. moves the head   | 1. takes its position            | if 2 comes after the follower's 1, the news |
-| 2. adds its news    | 2. looks at the heads            | is above the position, and is read later;   |
-|                     |                                  | else the head has moved before it looks     |
+| a write            | a follower that takes the news | so                                         |
+|--------------------|--------------------------------|--------------------------------------------|
+| 1. moves the head  | 1. takes its position          | if the write's 2 comes after that, the log |
+| 2. adds its news   | 2. looks at the heads          | is read later; else the head moved before  |
 
-| a write             | a follower that has had all      | so                                          |
-|---------------------|----------------------------------|---------------------------------------------|
-| 1. adds its news    | 1. says that it waits            | if the follower's 1 comes after 2, it sees  |
-| 2. wakes who waits  | 2. looks at the news once more   | the news in its 2; else the write wakes it  |
+| a write            | a follower that has had all    | so                                         |
+|--------------------|--------------------------------|--------------------------------------------|
+| 1. adds its news   | 1. says that it waits          | if it says so after the write's 2, it sees |
+| 2. wakes who waits | 2. looks at the news once more | the news in its own 2; else it is woken    |
 
 Nothing comes twice, because `since` is asked before every read.
 """

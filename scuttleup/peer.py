@@ -17,15 +17,15 @@ What ends them, and how they end:
   socket. No task needs anything from the remote for that, so leaving takes a moment, whoever is
   connected.
 - **A remote is in error, or the connection breaks.** That ends one exchange and is told. Nothing
-  else is affected. A session with an address of `connect` waits and tries again: 0.5 seconds, then twice
-  as long each time up to 30 seconds, as long as no exchange outlasts the wait before it. After a
+  else is affected. A session with an address of `connect` waits and tries again: 0.5 seconds, then
+  twice as long each time up to 30 seconds, while no exchange outlasts the wait before it. After a
   `ProtocolError` it waits for 5 minutes, since the remote will most likely do the same again. Each
   wait is shortened by chance, by up to a half, so that not all who lost a peer come back at the
   same moment.
 - **An exchange meets a mistake in this package.** That, too, ends this exchange only. It is told
   with its traceback, as asyncio tells of an exception that nobody catches.
-- **Our own database fails.** That hits every session alike, and only the user can do something about
-  it. So no session catches it. The task group then cancels all tasks and the body, and leaving the
+- **Our own database fails.** That hits every session alike, and only the user can do something
+  about it. So no session catches it. The task group then cancels all tasks and the body, and leaving the
   `async with` raises that error.
 - **The logs are closed**, by another thread or in a signal handler. Then there is nothing left to
   serve. All tasks end, and `wait` returns.
@@ -203,7 +203,7 @@ class Peer:
 
     @property
     def failures(self) -> int:
-        """How many exchanges failed: no connection, the remote in error, or the connection broken."""
+        """How many exchanges failed: no connection, a remote in error, or a connection broken."""
         return self._failures
 
     @property
@@ -287,7 +287,7 @@ class Peer:
         task.add_done_callback(lambda _: sock.close())
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        """Forget a session that has ended. A peer that is not `live` is over when the last one has."""
+        """Forget a session that has ended. A peer that is not `live` is over after the last."""
         self._sessions.discard(task)
         if not self._live and not self._sessions:
             self._over.set()
