@@ -25,8 +25,8 @@ What ends them, and how they end:
 - **An exchange meets a mistake in this package.** That, too, ends this exchange only. It is told
   with its traceback, as asyncio tells of an exception that nobody catches.
 - **Our own database fails.** That hits every session alike, and only the user can do something
-  about it. So no session catches it. The task group then cancels all tasks and the body, and leaving the
-  `async with` raises that error.
+  about it. So no session catches it. The task group then cancels all tasks and the body, and leaving
+  the `async with` raises that error.
 - **The logs are closed**, by another thread or in a signal handler. Then there is nothing left to
   serve. All tasks end, and `wait` returns.
 - **All is exchanged**, if the peer is not `live`. Then every session ends after one exchange, and
