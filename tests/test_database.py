@@ -184,12 +184,12 @@ def make_wrong_current(path: Path) -> None:
 NO_DATABASE: list[tuple[str, Callable[[Path], object], str]] = [
     ("a-file", lambda path: path.write_text("precious"), "is not a database: it is a file"),
     ("a-folder", make_foreign, "is not a database: it holds holiday.jpg"),
-    ("a-wrong-current", make_wrong_current, "cannot be opened: CURRENT: Is a directory"),
-    ("a-loop", lambda path: path.symlink_to(path), "cannot be opened: Too many levels .*"),
-    ("a-dead-link", lambda path: path.symlink_to("no/disk"), "cannot be opened: No such .*"),
-    ("no-parent/logs.db", lambda path: None, "cannot be opened: No such file or directory"),
-    ("a-file/logs.db", lambda path: path.parent.touch(), "cannot be opened: Not a directory"),
-    ("too-long" * 32, lambda path: None, "cannot be opened: File name too long"),
+    ("a-wrong-current", make_wrong_current, "cannot be used: CURRENT: Is a directory"),
+    ("a-loop", lambda path: path.symlink_to(path), "cannot be used: Too many levels .*"),
+    ("a-dead-link", lambda path: path.symlink_to("no/disk"), "cannot be used: disk: No such .*"),
+    ("no-parent/logs.db", lambda path: None, "cannot be used: No such file or directory"),
+    ("a-file/logs.db", lambda path: path.parent.touch(), "cannot be used: Not a directory"),
+    ("too-long" * 32, lambda path: None, "cannot be used: File name too long"),
 ]
 
 
@@ -210,7 +210,7 @@ def test_what_is_no_database_is_refused_and_left_alone(
     ("mode", "reason"),
     [
         (0o555, "cannot be used: .*LOCK: Permission denied"),
-        (0o333, "cannot be opened: Permission denied"),
+        (0o333, "cannot be used: Permission denied"),
     ],
     ids=["not written", "not listed"],
 )

@@ -20,7 +20,7 @@ from leveldb import binding, open_leveldb
 from waiting import LIMIT
 
 import scuttleup
-from scuttleup import DamagedDatabase, DatabaseError, DatabaseLocked, Scuttleup
+from scuttleup import DamagedDatabase, DatabaseError, DatabaseLocked, Scuttleup, limits
 from scuttleup.leveldb.manifest import oldest_journal
 
 OTHER = """
@@ -247,6 +247,26 @@ def test_a_database_that_was_moved_or_deleted_takes_no_more_writes(
     if begun:
         with scuttleup.open(path) as other:
             assert list(other.create_read_stream()) == [(other.id, 1, b"from another process")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows moves no folder with open files")
+def test_a_new_current_is_not_taken_for_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most file systems give a new file the inode of one that was deleted some time ago."""
+    monkeypatch.setattr(limits, "LOOK_SECONDS", 0)
+    path = tmp_path / "logs.db"
+    with scuttleup.open(path) as logs:
+        shutil.copytree(path, tmp_path / "backup.db")
+        inode = (path / "CURRENT").stat().st_ino
+        shutil.rmtree(path)
+        shutil.copytree(tmp_path / "backup.db", path)
+        for number in range(20):
+            (new := path / str(number)).write_bytes((path / "CURRENT").read_bytes())
+            if new.stat().st_ino == inode:
+                new.replace(path / "CURRENT")
+        with pytest.raises(DatabaseError, match="was moved or deleted"):
+            logs.append(b"x")
 
 
 # --- Errors that LevelDB does not tell ------------------------------------------------------------

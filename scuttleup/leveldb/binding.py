@@ -57,8 +57,9 @@ def in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
     /a/b/LOCK: already held by process": the kind, where it happened, and the reason.
     """
     if isinstance(error, OSError) and error.strerror:  # the system's own error, not LevelDB's
-        name = f"{os.path.basename(os.fsdecode(error.filename))}: " if error.filename else ""
-        return DatabaseError(f"{path} cannot be used: {name}{error.strerror}{advice}")
+        name = os.path.basename(os.fsdecode(error.filename or ""))
+        where = "" if name in ("", os.path.basename(path)) else f"{name}: "
+        return DatabaseError(f"{path} cannot be used: {where}{error.strerror}{advice}")
     message = decode(error.args[0] if error.args else b"")
     # Windows ends its messages with ".\r\n".
     kind, _, reason = " ".join(message.splitlines()).rstrip(". ").partition(": ")

@@ -11,6 +11,7 @@ that holds the lock on the folder is closed, so the lock ends with the parent.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 
 TYPE_CHECKING = False
@@ -27,6 +28,8 @@ FORKED = (
 _databases: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 # Whether this process has ever used a LevelDB, and whether the one that it was forked from had.
 _used = _forked = False
+# Held while a database is opened. Nobody gives it back in a child that is forked meanwhile.
+opening = threading.Lock()
 
 
 def track(database: Any) -> None:
@@ -53,7 +56,7 @@ def databases() -> list[Any]:
 def _after_fork() -> None:
     """Refuse everything in a child process of one that has used LevelDB."""
     global _forked
-    _forked = _forked or _used
+    _forked = _forked or _used or opening.locked()
     for database in databases():
         database.leave_to_parent(FORKED)
 

@@ -12,7 +12,6 @@ program has opened by itself.
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import suppress
 
 from .. import limits
@@ -26,9 +25,6 @@ from .manifest import is_new
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-# Held while a database is opened.
-_opening = threading.Lock()
 
 
 def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
@@ -46,7 +42,7 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
     if not path or "\0" in path:
         raise ValueError(f"the path of a database is not {path!r}")
     folder = None
-    with _opening:
+    with fork.opening:
         try:
             # LevelDB gets the real path: a relative one would move with the working directory.
             real = os.path.realpath(path)
@@ -78,9 +74,6 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
                 where = "the code page of this Windows" if ON_WINDOWS else ENCODING
                 reason = f"LevelDB takes file names in {where}, which lacks one of its letters"
                 raise DatabaseError(f"{path} cannot be used: {reason}") from error
-            if isinstance(error, OSError) and error.strerror:  # the system's, not LevelDB's
-                where = f"{os.path.basename(error.filename)}: " if error.filename != real else ""
-                raise DatabaseError(f"{path} cannot be opened: {where}{error.strerror}") from error
             if isinstance(error, ERRORS):
                 raise in_words(path, error) from error
             raise
