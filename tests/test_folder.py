@@ -210,6 +210,14 @@ def test_the_journal_is_found_over_the_blocks_of_a_long_manifest(tmp_path: Path)
         assert oldest_journal(manifest.read_bytes()) == int(newest.stem)
 
 
+def test_a_journal_that_leveldb_deletes_meanwhile_is_no_trouble(tmp_path: Path) -> None:
+    with scuttleup.open(tmp_path / "logs.db") as logs:
+        logs.append(b"x")
+        # LevelDB has deleted it after the folder was listed.
+        (tmp_path / "logs.db" / "000001.log").symlink_to("gone")
+        logs.compact()
+
+
 # --- Moved and deleted ----------------------------------------------------------------------------
 
 

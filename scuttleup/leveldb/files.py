@@ -88,7 +88,10 @@ def check_room(folder: str) -> None:
     LevelDB would refuse every further write if it tried to save that and failed.
     """
     piece = bytes(64 << 10)
-    held = sum(map(os.path.getsize, _journals(folder)))
+    held = 0
+    for journal in _journals(folder):
+        with suppress(FileNotFoundError):  # LevelDB has saved it meanwhile
+            held += os.path.getsize(journal)
     probe = os.path.join(folder, "room")
     try:
         with open(probe, "wb") as file:
