@@ -103,8 +103,9 @@ class Store:
         # Whether a write without sync may have come before, perhaps by an earlier `Store` of this
         # LevelDB.
         self._unsynced = True
-        # How many entries of each log were deleted since LevelDB compacted that log.
-        self._deleted: dict[str, int] = {}
+        # How many entries of each log were deleted since LevelDB last dropped some, and the first
+        # and the last key of those.
+        self._deleted: dict[str, tuple[int, bytes, bytes]] = {}
         with database.reads, database as db:
             stored = load_id(db)
             self.id = find_id(stored, id, key, only_signed)
@@ -229,13 +230,16 @@ class Store:
                 deque(map(batch.delete, keys), maxlen=0)
                 self._note_head(batch, peer, first, last)
                 self._commit(batch.write, self._sync, {})
+                count, low, high = self._deleted.pop(peer, (0, keys[0], keys[-1]))
+                count, low, high = count + len(keys), min(low, keys[0]), max(high, keys[-1])
+                if count < limits.DELETED:
+                    self._deleted[peer] = count, low, high
             gone += len(keys)
             start = keys[-1] + b"\0"
             # Readers walk over what was deleted until LevelDB has dropped it.
-            self._deleted[peer] = self._deleted.get(peer, 0) + len(keys)
-            if first < last and self._deleted[peer] >= limits.DELETED:
-                self.database.compact(prefix, keys[-1])
-                self._deleted[peer] = 0
+            if count >= limits.DELETED:
+                # Who deletes single entries does not expect to wait.
+                (self.database.compact if first < last else self.database.compact_soon)(low, high)
         return gone
 
     def _note_head(self, batch: Any, peer: str, first: int, last: int) -> None:

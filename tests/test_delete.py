@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leveldb import FakeDB, open_leveldb
+from waiting import until
 
 import scuttleup
 from scuttleup import DatabaseError, Scuttleup, limits
@@ -17,7 +21,11 @@ from scuttleup.keys import log_prefix, pack_seq
 
 
 def size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # LevelDB has just deleted it
+            total += file.stat().st_size
+    return total
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=5), st.integers(1, 3))
@@ -103,6 +111,19 @@ def test_others_write_and_read_while_a_range_is_deleted(tmp_path: Path) -> None:
             next(logs.create_read_stream(since={"us": appended[-1].seq - 1}))
         thread.join()
         assert list(logs.create_read_stream()) == appended != []
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_what_is_deleted_bit_by_bit_from_the_end_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(limits, "DELETED", 10)
+    with scuttleup.open(tmp_path / "logs.db", id="us") as logs:
+        logs.extend([random.randbytes(100_000) for _ in range(40)])
+        logs.compact()
+        for first in range(40 - count, 0, -count):
+            logs.delete("us", first, first + count - 1)
+        asyncio.run(until(lambda: size(tmp_path / "logs.db") < 1_500_000))
 
 
 @pytest.mark.parametrize("part", [False, True], ids=["whole", "a part of a LevelDB"])

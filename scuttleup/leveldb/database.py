@@ -27,6 +27,7 @@ import errno
 import os
 import threading
 import weakref
+from contextlib import suppress
 from time import monotonic
 
 from .. import limits
@@ -177,6 +178,15 @@ class Database:
             check_room(self.folder)
             prefix = b"" if db is self.whole else db.prefix
             self.whole.compact_range(start=prefix + start, stop=prefix + stop)
+
+    def compact_soon(self, start: bytes, stop: bytes) -> None:
+        """Do as `compact` in a thread of its own; if that fails, it is done another time."""
+
+        def run() -> None:
+            with suppress(ScuttleupError):
+                self.compact(start, stop)
+
+        threading.Thread(target=run).start()
 
     def begin_new_journal(self) -> None:
         """Have LevelDB save what it holds and begin a new journal.
