@@ -5,6 +5,7 @@
 
    A write that fails has written half. Each fault is told on stderr. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +13,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int fails(const char *call, const char *path) {
@@ -56,6 +60,26 @@ ssize_t write(int fd, const void *data, size_t size) {
 }
 int fsync(int fd) { NEXT(int, fsync); FAIL("fsync", path_of(fd), EIO, -1); return next(fd); }
 int fdatasync(int fd) { NEXT(int, fdatasync); FAIL("fdatasync", path_of(fd), EIO, -1); return next(fd); }
+int flock(int fd, int how) { NEXT(int, flock); FAIL("flock", path_of(fd), ENOLCK, -1); return next(fd, how); }
+int mkdir(const char *path, mode_t mode) { NEXT(int, mkdir); FAIL("mkdir", path, EIO, -1); return next(path, mode); }
+int stat(const char *path, struct stat *found) { NEXT(int, stat); FAIL("stat", path, EIO, -1); return next(path, found); }
+DIR *opendir(const char *path) { NEXT(DIR *, opendir); FAIL("opendir", path, EMFILE, NULL); return next(path); }
+ssize_t read(int fd, void *data, size_t size) {
+  NEXT(ssize_t, read); FAIL("read", path_of(fd), EIO, -1); return next(fd, data, size); }
+ssize_t pread(int fd, void *data, size_t size, off_t at) {
+  NEXT(ssize_t, pread); FAIL("pread", path_of(fd), EIO, -1); return next(fd, data, size, at); }
+void *mmap(void *at, size_t size, int how, int flags, int fd, off_t from) {
+  NEXT(void *, mmap); FAIL("mmap", fd < 0 ? NULL : path_of(fd), ENOMEM, MAP_FAILED);
+  return next(at, size, how, flags, fd, from); }
+int close(int fd) {
+  NEXT(int, close);
+  if (fails("close", path_of(fd))) {
+    next(fd);
+    errno = EIO;
+    return -1;
+  }
+  return next(fd);
+}
 int rename(const char *from, const char *to) { NEXT(int, rename); FAIL("rename", to, EIO, -1); return next(from, to); }
 int unlink(const char *path) { NEXT(int, unlink); FAIL("unlink", path, EIO, -1); return next(path); }
 static int opened(int (*next)(), const char *path, int flags, int mode) {

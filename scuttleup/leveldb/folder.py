@@ -52,11 +52,12 @@ class Folder:
         if sys.platform == "win32" or self._lock < 0:
             return
         lock, self._lock = self._lock, -1
-        if not in_child:
-            # A child that is about to call `exec` may have the descriptor as well.
-            with suppress(OSError):
+        with suppress(OSError):
+            if not in_child:
+                # A child that is about to call `exec` may have the descriptor as well.
                 fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
+        with suppress(OSError):
+            os.close(lock)
 
 
 class Pinned:
@@ -79,7 +80,8 @@ class Pinned:
     def close(self) -> None:
         """Let the file go."""
         if self._file is not None:
-            os.close(self._file)
+            with suppress(OSError):
+                os.close(self._file)
 
 
 def ident(path: str) -> Ident | None:
