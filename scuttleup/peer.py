@@ -25,8 +25,8 @@ What ends them, and how they end:
 - **An exchange meets a mistake in this package.** That, too, ends this exchange only. It is told
   with its traceback, as asyncio tells of an exception that nobody catches.
 - **Our own database fails.** That hits every session alike, and only the user can do something
-  about it. So no session catches it. The task group then cancels all tasks and the body, and leaving
-  the `async with` raises that error.
+  about it. So no session catches it. The task group then cancels all tasks and the body, and
+  leaving the `async with` raises that error.
 - **The logs are closed**, by another thread or in a signal handler. Then there is nothing left to
   serve. All tasks end, and `wait` returns.
 - **All is exchanged**, if the peer is not `live`. Then every session ends after one exchange, and
@@ -188,7 +188,8 @@ class Peer:
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
         self._over = asyncio.Event()
         # Where everything that happens is told.
-        self._tell = logs._store.events.tell
+        self._store = logs._own_store("replicate")
+        self._tell = self._store.events.tell
         # From this number on, descriptors are not for connections. 0 means that there is no limit.
         self._first_spare = 0
         # What all exchanges that have ended sent, received and refused.
@@ -234,7 +235,7 @@ class Peer:
         # A group can be entered once: this is a RuntimeError if the peer was entered before.
         await self._group.__aenter__()
         # This follower gives nothing to read. It is here to be woken when the logs are closed.
-        self._sentinel = self._logs._store.follow(
+        self._sentinel = self._store.follow(
             {}, snapshot=False, live=False, wake=partial(loop.call_soon_threadsafe, self._look)
         )
         self._first_spare = _limit_descriptors(self._max_connections)
