@@ -298,6 +298,10 @@ class Scuttleup:
         verify = self._verify and partial(self._ask, self._verify)
         return ReplicationStream(self._store, mode=mode, live=live, verify=verify, wake=wake)
 
+    def _own_store(self, work: str) -> Store:
+        """The store in this process, for `work` that needs it."""
+        return self._store
+
     def _ask(self, verify: Callable[[Change], bool], change: Change) -> bool:
         """Ask `verify` about a change as the user reads it; False if it cannot be read."""
         peer, seq, entry = change
