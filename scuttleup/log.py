@@ -326,11 +326,11 @@ class Scuttleup:
         What came before an error is stored. It raises
 
         - ProtocolError when the remote is in error, so that it is of little use to come back: what
-          it sent cannot be read, it has our own id, it sent changes though the modes forbid that,
-          or half a frame did not grow for 60 seconds.
+          it sent cannot be read, it has our own id, or it sent changes though the modes forbid
+          that.
         - ConnectionLost when it is worth coming back: the connection broke, or ended before the
-          remote's handshake or in the middle of a frame; or the remote sent no handshake, or took
-          nothing of what we send, for 60 seconds.
+          remote's handshake or in the middle of a frame; or the remote sent no handshake, sent half
+          a frame and no more of it, or took nothing of what we send, for 60 seconds.
         - DatabaseError when our own database is in trouble.
 
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)

@@ -27,9 +27,12 @@ Else the task waits for the next round. Those that have waited longest come firs
 with the first error. Then both tasks are cancelled, and `replicate` returns or raises when they
 have ended.
 
-*How it ends.* When all is sent we end our side and keep reading for a while. If we closed with
-something unread, the kernel would reset the connection, and the remote could lose what it had not
-read (RFC 1122, 4.2.2.13).
+*How it ends.* When all is sent we end our side and keep reading for as long as the remote takes
+something, and for LINGER seconds more. If we closed with something unread, the kernel would reset
+the connection, and the remote could lose what it had not read (RFC 1122, 4.2.2.13).
+
+*What the remote has taken* is what has left the kernel, too, where the system tells. The kernel
+holds some megabytes, and with a slow link these are all there is.
 
 *The transports differ.* TLS and some others cannot end one side alone. A pipe is closed when its
 other end is, and no longer knows its event loop then. A pipe that was opened by hand cannot tell
@@ -37,14 +40,18 @@ when it is closed. On Windows a write counts as not taken until all of it is, so
 and what was handed over counts as progress.
 
 *Whatever breaks in a read or a write is a `ConnectionLost`.* Which error of the operating system
-tells of it differs between systems and transports. Errors of the database come from elsewhere and
-pass unchanged.
+tells of it differs between systems and transports; uvloop has a RuntimeError for a transport that
+its own program has aborted. Errors of the database come from elsewhere and pass unchanged.
+
+*No task does anything before its first wait.* Where a program has tasks begin at once (eager ones),
+all would otherwise go in another order than anywhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -56,6 +63,9 @@ from weakref import WeakKeyDictionary
 from .. import limits
 from ..errors import ConnectionLost
 from .protocol import Replicated, ReplicationStream, Standstill
+
+# The option of macOS that tells how much a socket still holds. Python has no name for it.
+_SO_NWRITE = 0x1024
 
 
 async def replicate(
@@ -75,7 +85,7 @@ async def replicate(
             await connection.run()
         finally:
             connection.stream.close()
-        await _leave(writer)
+        await connection.leave()
         return connection.stream.replicated
     finally:
         # Drop the connection at once, unless it is closing and has nothing left to send. A pipe
@@ -146,14 +156,17 @@ class _Connection:
         loop = asyncio.get_running_loop()
         self._reader = reader
         self._writer = writer
-        # How many bytes were handed to the transport.
-        self._written = 0
+        # How many bytes were handed to the transport, and how many more to find out whether the
+        # remote is still there.
+        self._written = self._probes = 0
         # For how long the remote has taken nothing.
         self._taking = Standstill()
         # Whether we have ended our side.
         self._ended = False
         # Set when the sender is to look again.
         self._news = asyncio.Event()
+        # Set when `run` is to look again: a task has ended, or a pause is over.
+        self._look = asyncio.Event()
         # The receiver and the sender, while they run.
         self._tasks: list[asyncio.Task[None]] = []
         self._round = _Round.of(loop)
@@ -173,17 +186,17 @@ class _Connection:
     async def run(self) -> None:
         """Exchange what there is, and end our side. Raises the first error that there is."""
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send())]
+        for task in self._tasks:
+            task.add_done_callback(lambda _: self._look.set())
         try:
             while not self._tasks[1].done():
-                pause = self._watch(self._tasks[0].done())
-                going_on = {task for task in self._tasks if not task.done()}
-                await asyncio.wait(going_on, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                await self._pause(self._watch(self._tasks[0].done()))
                 self._raise_error()
             if self._writer.can_write_eof():
                 # A remote that got nothing from us can lose nothing when we close before it has
                 # read.
                 limit = limits.LINGER if self.stream.replicated.sent else min(limits.LINGER, 1)
-                await asyncio.wait(self._tasks, timeout=limit)
+                await self._while_taken(self._tasks[0], limit)
                 self._raise_error()
         finally:
             self._stop()
@@ -193,7 +206,34 @@ class _Connection:
                 # A task keeps its error, and the error's traceback keeps this frame. Without this
                 # they would keep each other, and all that belongs to the connection, until the
                 # garbage collector comes.
-                self._tasks, going_on = [], set()
+                self._tasks = []
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until a task has ended, and not longer than that."""
+        # This does what `asyncio.wait` does. From Python 3.14 on, that one refers to the task that
+        # waits, and so would an error, which that task refers to.
+        timer = asyncio.get_running_loop().call_later(seconds, self._look.set)
+        try:
+            await self._look.wait()
+        finally:
+            timer.cancel()
+            self._look.clear()
+
+    async def _while_taken(self, task: asyncio.Task[None], limit: float) -> None:
+        """Wait for `task` as long as the remote takes something, and `limit` seconds more."""
+        still, now = Standstill(), asyncio.get_running_loop().time
+        task.add_done_callback(lambda _: self._look.set())
+        while not task.done() and still.measure(_untaken(self._writer), now()) < limit:
+            await self._pause(limit / 5)
+
+    async def leave(self) -> None:
+        """Close the connection, once the remote has taken all, or takes nothing any more."""
+        closing = asyncio.create_task(_close(self._writer))
+        try:
+            await self._while_taken(closing, limits.LINGER)
+        finally:
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
 
     def _raise_error(self) -> None:
         """Raise the error of a task that has one. What the remote did wrong comes first.
@@ -207,10 +247,11 @@ class _Connection:
 
     async def _receive(self) -> None:
         """Hand over what comes, until the remote ends its side."""
+        await asyncio.sleep(0)
         # This only has to differ from b"", which is the end.
         data = b"-"
         while data:
-            with _connection_errors():
+            with _connection_errors(self._writer):
                 data = await self._reader.read(limits.TURN_BYTES)
             await self._round.turn()
             self.stream.receive_data(data)
@@ -218,6 +259,7 @@ class _Connection:
 
     async def _send(self) -> None:
         """Send what there is until the stream is finished, and end our side."""
+        await asyncio.sleep(0)
         stream, writer = self.stream, self._writer
         while True:
             await self._round.turn()
@@ -225,7 +267,7 @@ class _Connection:
             # time.
             self._news.clear()
             if data := stream.data_to_send():
-                with _connection_errors():
+                with _connection_errors(writer):
                     writer.write(data)
                     self._written += len(data)
                     await writer.drain()
@@ -235,7 +277,7 @@ class _Connection:
                 break
             else:
                 await self._news.wait()
-        with _connection_errors():
+        with _connection_errors(writer):
             await _flush(writer)
             if writer.can_write_eof():
                 self._ended = True
@@ -247,53 +289,55 @@ class _Connection:
         Raises ConnectionLost if the remote is gone, and ProtocolError.
         """
         now = asyncio.get_running_loop().time()
-        unsent = _unsent(self._writer)
-        pause = self.stream.tick(now, unsent=unsent > 0)
+        untaken = _untaken(self._writer)
+        pause = self.stream.tick(now, unsent=untaken > 0)
         if self.stream.finished:
             self._news.set()
-        # It is progress when we hand over something, and when the remote takes something. While
-        # nothing is unsent, nothing is waited for.
-        if self._taking.measure((self._written, unsent) if unsent else now, now) > limits.ALIVE:
+        # It is progress when we hand over something, and when the remote takes something. While it
+        # has taken all, nothing is waited for.
+        mark = (self._written, untaken - self._probes) if untaken else now
+        if self._taking.measure(mark, now) > limits.ALIVE:
             raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
         # When the receiver has ended, nothing tells us that the remote is gone, so look every
         # second.
         if remote_ended:
-            self._look_for_remote(unsent)
+            self._look_for_remote()
             return min(pause, 1)
         return pause
 
-    def _look_for_remote(self, unsent: int) -> None:
+    def _look_for_remote(self) -> None:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
         # Nothing tells us that the remote has left unless we send something. A frame that says
         # nothing will do.
-        with _connection_errors():
-            if not unsent and not self._ended and self.stream.between_frames:
+        with _connection_errors(self._writer):
+            if not (_unsent(self._writer) or self._ended) and self.stream.between_frames:
                 self._writer.write(b"\0")
+                self._probes += 1
             if self._writer.transport.is_closing():
                 raise ConnectionResetError("the remote is gone")
 
 
 @contextmanager
-def _connection_errors() -> Iterator[None]:
-    """Turn an OSError in the `with` block into a ConnectionLost."""
+def _connection_errors(writer: StreamWriter) -> Iterator[None]:
+    """Turn what tells that the connection broke, in the `with` block, into a ConnectionLost."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not writer.transport.is_closing():
+            raise
         # asyncio's reader keeps the error. With its traceback the error would keep our frames that
         # it went through, and these keep the reader.
         raise ConnectionLost(f"the connection broke: {error}") from error.with_traceback(None)
 
 
-async def _leave(writer: StreamWriter) -> None:
-    """Close the connection. What the remote does not take within LINGER seconds is dropped."""
-    # TimeoutError is an OSError. A pipe that was opened by hand cannot be waited for, which is a
-    # NotImplementedError.
+async def _close(writer: StreamWriter) -> None:
+    """Send what the transport still has, and close the connection."""
+    # A pipe that was opened by hand cannot be waited for, which is a NotImplementedError.
     with suppress(OSError, NotImplementedError):
-        async with asyncio.timeout(limits.LINGER):
-            await _flush(writer)
-            writer.close()
-            # With TLS, which has no end of one side alone, this is when the remote's end comes.
-            await writer.wait_closed()
+        await _flush(writer)
+        writer.close()
+        # With TLS, which has no end of one side alone, this is when the remote's end comes.
+        await writer.wait_closed()
 
 
 async def _flush(writer: StreamWriter) -> None:
@@ -311,6 +355,23 @@ def _unsent(writer: StreamWriter) -> int:
     except AttributeError:
         # A TLS transport that is closed no longer knows.
         return 0
+
+
+def _untaken(writer: StreamWriter) -> int:
+    """How many bytes the remote has not taken: what the transport holds, and what the kernel does.
+
+    What a kernel holds is not known of a pipe, nor on Windows.
+    """
+    unsent, sock = _unsent(writer), writer.get_extra_info("socket")
+    # A socket may be closed, or there is none.
+    with suppress(ImportError, AttributeError, OSError, ValueError):
+        if sys.platform == "darwin":
+            return unsent + int(sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE))
+        from fcntl import ioctl
+        from termios import TIOCOUTQ
+
+        unsent += int.from_bytes(ioctl(sock.fileno(), TIOCOUTQ, bytes(4)), sys.byteorder)
+    return unsent
 
 
 def _detect_loss(writer: StreamWriter) -> None:

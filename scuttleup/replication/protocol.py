@@ -37,8 +37,8 @@ on listening.
 *What is wrong with one log harms that log alone.* Digests and changes go through a `Door`, which
 leaves such logs out and says why. Here they are only named: by a warning, and in `Replicated`.
 
-A ProtocolError is for what cannot be read, for a remote with our own id, for a change that the
-modes forbid, and for half a frame that does not grow.
+A ProtocolError is for what cannot be read, for a remote with our own id, and for a change that the
+modes forbid.
 
 *What a remote can make us keep* is a number for each log in its handshake that we have or have room
 for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of one message, of which
@@ -450,8 +450,8 @@ class ReplicationStream:
         call. `unsent` is whether bytes that `data_to_send` returned have not been taken yet.
 
         Half a frame, and half a handshake, has to grow by PROGRESS_BYTES within ALIVE seconds or
-        be complete; else this raises ProtocolError. If no handshake begins within ALIVE seconds it
-        raises ConnectionLost.
+        be complete, and a handshake has to begin within ALIVE seconds; else this raises
+        ConnectionLost, because the remote may have been stopped.
 
         A stream that is not live gives up what it was promised when none of it came for PROMISED
         seconds: look at `finished` after this. The seconds begin anew with a promised change that
@@ -467,9 +467,8 @@ class ReplicationStream:
         # Where nothing is waited for, the mark is the time, which is always new.
         if self._frame_stands.measure(frame if half else now, now) > limits.ALIVE:
             self._state = State.FAILED
-            if self._decoder.pending:
-                raise ProtocolError(f"half a frame did not grow for {limits.ALIVE} seconds")
-            raise ConnectionLost(f"no handshake within {limits.ALIVE} seconds")
+            what = "half a frame did not grow for" if self._decoder.pending else ""
+            raise ConnectionLost(f"{what or 'no handshake within'} {limits.ALIVE} seconds")
         waiting = self.waiting and not unsent
         grown = min(self._bytes_without_progress, limits.MAX_FRAME) // limits.PROGRESS_BYTES
         if (
