@@ -32,15 +32,19 @@ What ends them, and how they end:
 - **All is exchanged**, if the peer is not `live`. Then every session ends after one exchange, and
   `wait` returns when the last one has. The peer still listens until the body ends.
 
+A name can mean several addresses. They are tried in turn, each for CONNECT_SECONDS, until an
+exchange with one goes well. So it does no harm if one leads nowhere, or to ourselves.
+
 Connections are counted from the moment they are accepted, before the TLS handshake, and the places
-of those in `connect` are taken from the start, so strangers cannot occupy them. One too many is
-closed at once. Descriptors are limited without counting, because the kernel always gives out the
-lowest free number: if no connection keeps a descriptor above a certain number, the numbers above
-it stay free for LevelDB, whatever else the process has open. For connections that come, that number
-is lower by one for each address in `connect`. If the process runs out of descriptors all the same,
-the acceptor pauses for a tenth of a second. `Peer` does not use asyncio's own server, because that
-logs a traceback for each failed attempt, many thousand a second. From Python 3.12 on, it also waits
-at its end until all who are connected have left.
+of those in `connect` are taken from the start, so strangers cannot occupy them. One host gets a
+quarter of the places at most. One connection too many is closed at once. Descriptors are limited
+without counting, because the kernel always gives out the lowest free number: if no connection keeps
+a descriptor above a certain number, the numbers above it stay free for LevelDB, whatever else the
+process has open. For connections that come, that number is lower by one for each address in
+`connect`. If the process runs out of descriptors all the same, the acceptor pauses for a tenth of a
+second. `Peer` does not use asyncio's own server, because that logs a traceback for each failed
+attempt, many thousand a second. From Python 3.12 on, it also waits at its end until all who are
+connected have left.
 
 `Peer` prints nothing. It tells what happens to the logger "scuttleup", a line for each event. The
 same event is told once a minute and then with a count (see `events.py`), so a log file grows by
@@ -123,15 +127,17 @@ def load_tls(cert: str, key: str, ca: str) -> Tls:
 class Peer:
     """Keeps `logs` connected for as long as the body of its `async with` runs.
 
-    - `listen` is a host and a port to serve other peers at. If the port is 0 the system chooses
-      one, which `addresses` tells. Whoever can connect may read and write, so see `load_tls` for an
-      untrusted network.
-    - `connect` is a list of hosts and ports to stay connected to.
+    - `listen` is a host and a port to serve other peers at, or a list of them. If a port is 0 the
+      system chooses one, which `addresses` tells. Whoever can connect may read and write, so see
+      `load_tls` for an untrusted network.
+    - `connect` is a list of hosts and ports to stay connected to. The methods `connect` and
+      `disconnect` change it at any time.
     - `mode` is "sync", "push" (only send) or "pull" (only receive).
     - `live`: if it is false, each address is connected to once, only what is there is exchanged,
       and `wait` returns after that.
     - `tls` is what `load_tls` returns, or None to send everything in the clear.
-    - `max_connections` bounds all connections together. There are fewer if the process may not have
+    - `max_connections` bounds all connections together, and a quarter of it those that come from
+      one host, which is a /64 in IPv6. There are fewer if the process may not have
       that many descriptors and 64 more. Its soft limit is raised as far as that needs and the hard
       limit allows.
 
@@ -147,7 +153,7 @@ class Peer:
         self,
         logs: Scuttleup,
         *,
-        listen: Address | None = None,
+        listen: Address | Iterable[Address] = (),
         connect: Iterable[Address] = (),
         mode: Mode = "sync",
         live: bool = True,
@@ -163,10 +169,10 @@ class Peer:
         if tls is not None and not isinstance(tls, Tls):
             raise TypeError(f"tls is what load_tls returns, not {tls!r}")
         self._logs = logs
-        self._listen = None if listen is None else _check_address(listen)
+        one = isinstance(listen, (str, tuple)) and not any(isinstance(it, tuple) for it in listen)
+        addresses: Iterable[Any] = [listen] if one and listen else listen or ()
+        self._listen = [_check_address(address) for address in addresses]
         self._connect = [_check_address(address) for address in connect]
-        if not self._listen and not self._connect:
-            raise ValueError("a peer needs an address to listen on or to connect to")
         if len(self._connect) > max_connections:
             raise ValueError(
                 f"connect has {len(self._connect)} addresses, but max_connections is "
@@ -183,6 +189,10 @@ class Peer:
         # One for each connection that came, and one for each address in `connect`, whether or not
         # that is connected at present.
         self._sessions: set[asyncio.Task[None]] = set()
+        # Which of these belong to a connection that came, and from which host.
+        self._guests: dict[asyncio.Task[None], str | bytes] = {}
+        # Which of these belong to an address in `connect`; None until the peer is entered.
+        self._dialing: dict[asyncio.Task[None], Address] | None = None
         # The addresses of those who are connected now, by their writers.
         self._connected: dict[StreamWriter, Address] = {}
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
@@ -220,6 +230,26 @@ class Peer:
         """
         return self._replicated
 
+    def connect(self, address: Address) -> None:
+        """Stay connected to one more address. Raises ValueError if there are too many."""
+        if len(self._connect) >= self._max_connections:
+            raise ValueError(f"{address!r} is more than max_connections, {self._max_connections}")
+        self._connect.append(_check_address(address))
+        if self._dialing is not None:
+            self._dial(self._connect[-1])
+            if len(self._sessions) > self._max_connections and self._guests:
+                next(reversed(self._guests)).cancel()
+
+    def disconnect(self, address: Address) -> None:
+        """Leave an address of `connect` at once. Raises ValueError if it is none."""
+        if _check_address(address) not in self._connect:
+            raise ValueError(f"{address!r} is not an address that is connected to")
+        self._connect.remove(address)
+        for task, dialed in list((self._dialing or {}).items()):
+            if dialed == address:
+                task.cancel()
+                break
+
     async def wait(self) -> Replicated:
         """Wait until the peer ends by itself, and return what was sent, received and refused.
 
@@ -239,15 +269,23 @@ class Peer:
             {}, snapshot=False, live=False, wake=partial(loop.call_soon_threadsafe, self._look)
         )
         self._first_spare = _limit_descriptors(self._max_connections)
-        sockets = await _listen(self._listen) if self._listen else []
-        self._addresses = [sock.getsockname()[:2] for sock in sockets]
+        sockets: list[socket.socket] = []
+        try:
+            for address in self._listen:
+                sockets += await _listen(address)
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        self._addresses = [_address_of(sock.getsockname()) for sock in sockets]
         for sock, address in zip(sockets, self._addresses, strict=True):
             logger.info("listening on %s", _show(address))
             task = self._group.create_task(self._accept(sock))
             self._acceptors.add(task)
             self._close_after(task, sock)
+        self._dialing = {}
         for address in self._connect:
-            self._start(self._stay_connected(address))
+            self._dial(address)
         return self
 
     async def __aexit__(
@@ -283,6 +321,11 @@ class Peer:
         task.add_done_callback(self._forget)
         return task
 
+    def _dial(self, address: Address) -> None:
+        """Start to stay connected to an address."""
+        assert self._dialing is not None
+        self._dialing[self._start(self._stay_connected(address))] = address
+
     def _close_after(self, task: asyncio.Task[None], sock: socket.socket) -> None:
         """Close `sock` when `task` is done, even if that was cancelled before its first step."""
         task.add_done_callback(lambda _: sock.close())
@@ -290,6 +333,9 @@ class Peer:
     def _forget(self, task: asyncio.Task[None]) -> None:
         """Forget a session that has ended. A peer that is not `live` is over after the last."""
         self._sessions.discard(task)
+        self._guests.pop(task, None)
+        if self._dialing:
+            self._dialing.pop(task, None)
         if not self._live and not self._sessions:
             self._over.set()
 
@@ -299,7 +345,7 @@ class Peer:
         """Accept connections from one listening socket, for ever."""
         while True:
             try:
-                sock, address = await _accept_one(listener)
+                sock, name = await _accept_one(listener)
             except OSError as error:
                 # Most likely there are too few descriptors or too little memory. That passes, so
                 # try again.
@@ -307,14 +353,20 @@ class Peer:
                 self._tell("warning", "not accepted", text)
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
+            address = _address_of(name)
+            host = _host_of(address)
             # As many descriptors as there are addresses in `connect` are left for those.
-            if len(self._sessions) < self._max_connections and self._may_keep(
-                sock, len(self._connect)
+            if (
+                len(self._sessions) < self._max_connections
+                and list(self._guests.values()).count(host) < max(1, self._max_connections // 4)
+                and self._may_keep(sock, len(self._connect))
             ):
-                self._close_after(self._start(self._serve(sock, address[:2])), sock)
+                task = self._start(self._serve(sock, address))
+                self._guests[task] = host
+                self._close_after(task, sock)
             else:
                 sock.close()
-                text = f"{_show(address[:2])}: closed, as there are too many connections"
+                text = f"{_show(address)}: closed, as there are too many connections"
                 self._tell("warning", "too many", text)
             # While connections are waiting, accepting them lets nobody else run.
             await asyncio.sleep(0)
@@ -330,7 +382,7 @@ class Peer:
         protocol = asyncio.StreamReaderProtocol(reader)
         try:
             transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self._tls and self._tls.server
+                lambda: protocol, sock, **_tls_options(self._tls and self._tls.server)
             )
         except OSError as error:
             # The TLS handshake failed.
@@ -345,49 +397,55 @@ class Peer:
 
     async def _stay_connected(self, address: Address) -> None:
         """Connect to one address, replicate, wait and begin again; if not `live`, do it once."""
-        now = asyncio.get_running_loop().time
-        name = _show(address)
         delay = FIRST_DELAY
         while True:
-            in_error = False
-            try:
-                reader, writer = await self._open(address)
-            # A name that no host can have is a UnicodeError.
-            except (OSError, UnicodeError) as error:
-                self._failures += 1
-                text = f"{name}: cannot connect: {_reason(error)}"
-                self._tell("warning", "not connected", text, who=name)
-            else:
-                begun = now()
-                in_error = await self._exchange(address, name, reader, writer)
-                # They are not to be kept in memory while we wait.
-                del reader, writer
-                # An exchange that outlasted the wait before it was a good one: next time begin with
-                # a short wait.
-                if now() - begun > delay:
-                    delay = FIRST_DELAY
+            in_error, took = await self._meet(address)
             if not self._live:
                 return
+            # An exchange that outlasted the wait before it was a good one: next time begin with a
+            # short wait.
+            if took > delay:
+                delay = FIRST_DELAY
             await asyncio.sleep((ERROR_DELAY if in_error else delay) * random.uniform(0.5, 1))
             delay = min(2 * delay, LONGEST_DELAY)
 
-    async def _open(self, address: Address) -> tuple[StreamReader, StreamWriter]:
-        """Connect to the first of the addresses of that name which answers.
+    async def _meet(self, address: Address) -> tuple[bool, float]:
+        """Replicate with one of the addresses that the name means: the first where it goes well.
 
-        Raises the error of the last one if none does.
+        Returns whether all of them were in error, and how many seconds the last exchange took.
         """
-        failure: OSError | None = None
+        now, name = asyncio.get_running_loop().time, _show(address)
+        # How many exchanges failed, and whether each of them did because the remote was in error.
+        failed, in_error, took = 0, True, 0.0
+        reason = "there is no such address"
+        targets: list[Any] = []
         try:
             async with asyncio.timeout(limits.CONNECT_SECONDS):
-                for family, *_, target in await _resolve(*address):
-                    try:
-                        return await self._open_one(family, target)
-                    except OSError as error:
-                        failure = error
-            raise failure or OSError("there is no such address")
-        finally:
-            # The error refers to this frame, so the two would keep each other in memory.
-            del failure
+                targets = await _resolve(*address)
+        # A name that no host can have is a UnicodeError.
+        except (OSError, UnicodeError) as error:
+            reason = _reason(error)
+        for family, *_, target in targets:
+            try:
+                async with asyncio.timeout(limits.CONNECT_SECONDS):
+                    reader, writer = await self._open_one(family, target)
+            except OSError as error:
+                reason, in_error = _reason(error), False
+                continue
+            begun = now()
+            went_well, was_in_error = await self._exchange(address, name, reader, writer)
+            took = now() - begun
+            # They are not to be kept in memory.
+            del reader, writer
+            if went_well:
+                self._failures -= failed
+                return False, took
+            failed, in_error = failed + 1, in_error and was_in_error
+        if not failed:
+            self._failures += 1
+            text = f"{name}: cannot connect: {reason}"
+            self._tell("warning", "not connected", text, who=name)
+        return in_error and failed > 0, took
 
     async def _open_one(self, family: int, target: Any) -> tuple[StreamReader, StreamWriter]:
         """Connect to one address, over TLS if we have it. Raises OSError."""
@@ -398,8 +456,9 @@ class Peer:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             sock.setblocking(False)
             await asyncio.get_running_loop().sock_connect(sock, target)
+            options = _tls_options(tls)
             return await asyncio.open_connection(
-                sock=sock, ssl=tls, server_hostname="" if tls else None
+                sock=sock, server_hostname="" if tls else None, **options
             )
         except BaseException:
             sock.close()
@@ -409,15 +468,15 @@ class Peer:
 
     async def _exchange(
         self, address: Address, who: str, reader: StreamReader, writer: StreamWriter
-    ) -> bool:
-        """Replicate until that ends, and return whether the remote was in error.
+    ) -> tuple[bool, bool]:
+        """Replicate until that ends; return whether it went well, and if the remote was in error.
 
         `who` is the name by which `Events` tells this remote from others.
         """
         self._connected[writer] = address
         name = _show(address)
         self._tell("info", "connected", f"{name}: connected", who=who)
-        in_error = False
+        went_well = in_error = False
         try:
             result = await self._logs.replicate(reader, writer, mode=self._mode, live=self._live)
         except (ProtocolError, ConnectionLost) as error:
@@ -435,6 +494,7 @@ class Peer:
                 {"message": f"{name}: an exchange failed", "exception": error}
             )
         else:
+            went_well = True
             self._count(result)
             if self._live:
                 self._tell("info", "gone", f"{name}: gone", who=who)
@@ -443,7 +503,7 @@ class Peer:
             writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
-        return in_error
+        return went_well, in_error
 
     def _count(self, result: Replicated) -> None:
         """Add what an exchange came to. Only MAX_NAMED of the refused logs are kept."""
@@ -559,6 +619,26 @@ def _check_address(address: Address) -> Address:
                 return host, port
             raise ValueError(f"an address is a host and a port up to 65535, not {address!r}")
     raise TypeError(f"an address is a host and a port, not {address!r}")
+
+
+def _address_of(name: Any) -> Address:
+    """The host and port in what a socket says of itself, with the zone of an IPv6 address."""
+    host, port, *more = name
+    if more and more[-1]:
+        with suppress(OSError):
+            host += f"%{socket.if_indextoname(more[-1])}"
+    return host, port
+
+
+def _host_of(address: Address) -> str | bytes:
+    """What counts as one host: one address of IPv4, or a /64 of IPv6, which one host is given."""
+    host = address[0].partition("%")[0]
+    return socket.inet_pton(socket.AF_INET6, host)[:8] if ":" in host else host
+
+
+def _tls_options(context: ssl.SSLContext | None) -> dict[str, Any]:
+    """The options of a connection over TLS, or without it."""
+    return {"ssl": context, "ssl_handshake_timeout": limits.CONNECT_SECONDS} if context else {}
 
 
 def _show(address: Address) -> str:

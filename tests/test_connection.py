@@ -542,6 +542,56 @@ async def test_a_slow_remote_is_not_dropped(peer: MakeLogs, limit: Limit) -> Non
         assert await remote.run == Replicated(1, 0, {})
 
 
+async def test_whoever_takes_something_is_waited_for(peer: MakeLogs, limit: Limit) -> None:
+    """A slow link, and a remote that says something now and then: our kernel still holds most."""
+    limit(LINGER=0.3)
+    async with met(peer("us", 20, 40_000), HELLO, live=False) as remote:
+        remote.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        size = 0
+        while data := await remote.receive(16_000):
+            size += len(data)
+            await asyncio.sleep(0.05)
+            await remote.send(b"\0")
+        assert size > 800_000
+        remote.end()
+        assert (await remote.run).sent == 20
+
+
+def loops() -> Iterator[Any]:
+    """The event loops that differ in the order of things."""
+    yield pytest.param(asyncio.new_event_loop, None, id="asyncio")
+    if sys.platform != "win32":
+        yield pytest.param(pytest.importorskip("uvloop").new_event_loop, None, id="uvloop")
+    if sys.version_info >= (3, 12):
+        eager = asyncio.eager_task_factory
+        yield pytest.param(asyncio.new_event_loop, eager, id="eager")
+
+
+@pytest.mark.parametrize(("make_loop", "factory"), list(loops()))
+def test_every_loop_tells_the_same(peer: MakeLogs, make_loop: Any, factory: Any) -> None:
+    us = peer("us", 1)
+
+    async def main() -> None:
+        if factory:
+            asyncio.get_running_loop().set_task_factory(factory)
+        for said, error in ((b"\x01\xff", ProtocolError), (b"", ConnectionLost), (HELLO, None)):
+            async with met(us, said, ends=True, live=False) as remote:
+                if error:
+                    with pytest.raises(error):
+                        await remote.run
+                else:
+                    assert (await remote.run).sent == 1
+        async with met(us, HELLO) as remote:
+            await remote.handshake()
+            remote.stream[1].transport.abort()
+            us.append("more")
+            with suppress(ConnectionLost):
+                await remote.run
+
+    with asyncio.Runner(debug=True, loop_factory=make_loop) as runner:
+        runner.run(main())
+
+
 @pytest.mark.parametrize(
     ("sockets", "go"),
     [(tcp, Remote.reset), (tcp, Remote.leave), (socket.socketpair, Remote.leave)],

@@ -85,6 +85,40 @@ async def test_a_name_means_all_its_addresses(alice: Scuttleup, bob: Scuttleup) 
             await until(lambda: client.connected)
 
 
+async def test_of_a_name_the_address_counts_with_which_it_goes_well(
+    alice: Scuttleup, bob: Scuttleup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is dead, the second leads to ourselves, and the third closes at once."""
+    alice.append("hello")
+
+    async def close(_: object, writer: StreamWriter) -> None:
+        writer.close()
+
+    async with Peer(alice, listen=HERE) as server, Peer(bob, listen=HERE) as ourselves:
+        closing = await asyncio.start_server(close, *HERE)
+        names = [("127.0.0.1", 1), *ourselves.addresses, closing.sockets[0].getsockname()]
+        found = [(socket.AF_INET, 0, 0, "", it) for it in (*names, *server.addresses)]
+        monkeypatch.setattr(scuttleup.peer, "_resolve", AsyncMock(return_value=found))
+        async with closing, Peer(bob, connect=[("replicas", 1)], live=False) as peer:
+            assert (await peer.wait()).received == 1
+            assert peer.failures == 0
+
+
+async def test_addresses_come_and_go_while_it_runs(alice: Scuttleup, bob: Scuttleup) -> None:
+    async with Peer(alice, listen=HERE) as server, Peer(bob, max_connections=1) as client:
+        [address] = server.addresses
+        client.connect(address)
+        await until(lambda: client.connected == [address])
+        with pytest.raises(ValueError, match="max_connections"):
+            client.connect(HERE)
+        client.disconnect(address)
+        await until(lambda: not client.connected and not server.connected)
+        with pytest.raises(ValueError, match="not an address that is connected to"):
+            client.disconnect(address)
+        client.connect(address)
+        await until(lambda: client.connected)
+
+
 async def test_without_live_a_remote_that_is_not_there_is_a_failure(alice: Scuttleup) -> None:
     async with Peer(alice, connect=[("127.0.0.1", 1)], live=False) as peer:
         assert (await peer.wait())[:2] == (0, 0)
@@ -343,23 +377,40 @@ async def served(address: tuple[str, int]) -> StreamWriter | None:
     return None
 
 
-async def test_one_connection_too_many_is_closed_at_once_and_told_once(
-    alice: Scuttleup, caplog: pytest.LogCaptureFixture
+async def test_a_host_gets_a_quarter_of_the_places_and_one_too_many_is_told_once(
+    alice: Scuttleup, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Peer(alice, listen=HERE, max_connections=2) as peer:
-        [address] = peer.addresses
+    async with Peer(alice, listen=[HERE, HERE], max_connections=8) as peer:
+        address, other = peer.addresses
         first, second = await served(address), await served(address)
         assert first
         assert second
-        assert not await served(address)
+        assert not await served(other)
         assert not await served(address)
         assert len(told(caplog, "too many")) == 1
         first.close()
         await until(lambda: len(peer._sessions) == 1)
         third = await served(address)
-        assert third
-        second.close()
-        third.close()
+        monkeypatch.setattr(scuttleup.peer, "_host_of", lambda _: "another host")
+        fourth = await served(other)
+        for writer in (second, third, fourth):
+            assert writer
+            writer.close()
+
+
+def test_a_host_of_ipv6_has_a_network_and_an_address_keeps_its_zone() -> None:
+    host, address = scuttleup.peer._host_of, scuttleup.peer._address_of
+    assert host(("2001:db8::1%lo", 1)) == host(("2001:db8::ffff:0:0:2", 2)) != host(("::1", 1))
+    [(index, name), *_] = socket.if_nameindex()
+    assert address(("fe80::1", 2014, 0, index)) == (f"fe80::1%{name}", 2014)
+
+
+async def test_who_does_not_finish_the_tls_handshake_is_closed(
+    alice: Scuttleup, tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scuttleup.limits, "CONNECT_SECONDS", 0.1)
+    async with Peer(alice, listen=HERE, tls=tls) as peer:
+        assert not await served(peer.addresses[0])
 
 
 async def test_strangers_do_not_take_the_places_of_those_we_connect_to(
@@ -503,7 +554,6 @@ def test_files_that_are_no_certificates_are_named(new_certificates: NewCertifica
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
-        ({}, ValueError, "needs an address"),
         ({"logs": "logs.db", "listen": HERE}, TypeError, "'logs.db'"),
         ({"listen": "127.0.0.1:2014"}, TypeError, "127.0.0.1:2014"),
         ({"listen": ("127.0.0.1", "2014")}, TypeError, "'2014'"),
