@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import process_time, thread_time
+from time import perf_counter, process_time, thread_time
 from typing import Any
 
 import psutil
@@ -255,6 +255,27 @@ def longest_rounds() -> None:
         row(f"longest round: {name}", figure, goal="< 100 ms")
 
 
+def remotes() -> None:
+    """The longest stop of the loop while 100 remotes bring 10,000 entries each, by the clock.
+
+    LevelDB makes who writes wait for its own thread, which takes no time of the processor.
+    """
+    entries, turn, longest = make_entries(10_000), 64 * 1024, 0.0
+    with new_folder() as folder, scuttleup.open(folder) as logs:
+        brought = []
+        for number in range(100):
+            peer = f"{number:032x}"
+            data = encode_handshake(peer, {peer: 10_000}, "sync")
+            data += encode_changes(peer, 1, entries)
+            brought.append((logs.create_replication_stream(), data))
+        for at in range(0, len(data), turn):
+            for stream, data in brought:
+                start = perf_counter()
+                stream.receive_data(data[at : at + turn])
+                longest = max(longest, perf_counter() - start)
+    row("longest `receive_data`: 100 remotes", milliseconds(longest), goal="< 100 ms")
+
+
 # --------------------------------------------------------------------- what they share
 
 Cell = float | str
@@ -423,7 +444,7 @@ async def longest_turn(work: Awaitable[object]) -> float:
 
 
 ROWS = [append, extend, read, open_logs, followers, signed, scripts]
-ROWS += [replicate, longest_rounds]
+ROWS += [replicate, longest_rounds, remotes]
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from ..errors import DamagedDatabase, DatabaseError, ScuttleupError, WriteInDoub
 from . import fork
 from .binding import ERRORS, OTHER, Unreadable, binding, decode, in_words
 from .files import check_room, newest_journal
-from .folder import Folder, Pinned, ident
+from .folder import Folder, Ident, ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,13 +67,12 @@ class Database:
         self.path = path or name
         # The real path, which stays right wherever the process goes later.
         self.folder = os.path.realpath(name)
-        self.ident = ident(self.folder)
-        # What tells the file CURRENT from all others, and when to look next whether it is there.
-        self._current = Pinned(os.path.join(self.folder, "CURRENT"))
+        # What the folder and the file CURRENT are, and when to look next whether they are there.
+        self.ident, self._current = self._look()
         self.look_next = 0.0
         self._folder = folder
         # This closes what is owned, also if nobody calls `close`: the LevelDB first.
-        self._release = weakref.finalize(self, _release, db, folder, self._current)
+        self._release = weakref.finalize(self, _release, db, folder)
         self._release.atexit = False
         # Why the database cannot be used, or None as long as it can.
         self.refusal: str | None = None
@@ -118,7 +117,7 @@ class Database:
             if self.refusal is not None:
                 return ScuttleupError(self.refusal)
             return DatabaseError(f"{self.path} was closed while these logs were in use")
-        if not self._current.is_there():
+        if self._look() != (self.ident, self._current):
             return DatabaseError(f"{self.path} was moved or deleted while it was open")
         if isinstance(error, Unreadable):
             return DamagedDatabase(f"{self.path} is damaged: {error}")
@@ -164,9 +163,12 @@ class Database:
 
     def look(self) -> None:
         """Raise DatabaseError if the folder was moved or deleted. Call it at `look_next`."""
-        if not self._current.is_there():
+        if self._look() != (self.ident, self._current):
             raise DatabaseError(f"{self.path} was moved or deleted while it was open")
         self.look_next = monotonic() + limits.LOOK_SECONDS
+
+    def _look(self) -> tuple[Ident | None, Ident | None]:
+        return ident(self.folder), ident(os.path.join(self.folder, "CURRENT"))
 
     def compact(self, start: bytes, stop: bytes) -> None:
         """Have LevelDB drop what was deleted between two keys, and give back the disk.
@@ -202,9 +204,8 @@ class Database:
             raise OSError(errno.EIO, "LevelDB could not begin a new one", "its journal")
 
 
-def _release(db: Any, folder: Folder | None, current: Pinned) -> None:
+def _release(db: Any, folder: Folder | None) -> None:
     """Close a LevelDB that we have opened, and then let others in."""
-    current.close()
     if folder:
         db.close()
         folder.close()

@@ -9,8 +9,9 @@ LevelDB's lock cannot be lost.
 
 *Still there.* LevelDB opens its files by name. CURRENT is made anew when a database is opened, and
 never in between. So if there is another file of that name, or none, then the folder was moved or
-deleted, and somebody may have begun a new database in its place. CURRENT is kept open meanwhile,
-because a new file can get the inode of one that was deleted.
+deleted, and somebody may have begun a new database in its place. The folder is looked at as well: a
+new CURRENT can get the inode of one that was deleted, and a new folder cannot, because the lock
+keeps the old one open.
 """
 
 from __future__ import annotations
@@ -58,30 +59,6 @@ class Folder:
                 fcntl.flock(lock, fcntl.LOCK_UN)
         with suppress(OSError):
             os.close(lock)
-
-
-class Pinned:
-    """The file `path`, if there is one, kept open so that no other file can get its inode."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: int | None = None
-        self._ident = None
-        # On Windows no file can be moved that LevelDB has open, nor could this one be replaced.
-        if sys.platform != "win32":
-            with suppress(OSError):
-                self._file = os.open(path, os.O_RDONLY)
-                self._ident = ident(path)
-
-    def is_there(self) -> bool:
-        """Whether `path` still names that file."""
-        return self._ident is None or ident(self._path) == self._ident
-
-    def close(self) -> None:
-        """Let the file go."""
-        if self._file is not None:
-            with suppress(OSError):
-                os.close(self._file)
 
 
 def ident(path: str) -> Ident | None:
