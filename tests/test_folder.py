@@ -218,6 +218,21 @@ def test_a_journal_that_leveldb_deletes_meanwhile_is_no_trouble(tmp_path: Path) 
         logs.compact()
 
 
+def test_a_manifest_that_is_cut_off_anywhere_hides_nothing(tmp_path: Path) -> None:
+    path, cut = tmp_path / "logs.db", tmp_path / "cut.db"
+    with scuttleup.open(path, id="us") as logs:
+        logs.extend([b"x"] * 5)
+        logs.compact()
+    [manifest] = path.glob("MANIFEST-*")
+    whole = manifest.read_bytes()
+    for size in range(len(whole)):
+        shutil.copytree(path, cut)
+        (cut / manifest.name).write_bytes(whole[:size])
+        with pytest.raises(DamagedDatabase):
+            scuttleup.open(cut)
+        shutil.rmtree(cut)
+
+
 # --- Moved and deleted ----------------------------------------------------------------------------
 
 

@@ -26,8 +26,8 @@ _OF_LEVELDB = (".log", ".ldb", ".sst", ".dbtmp")
 # The bytes of a block in a MANIFEST, and of what stands before each part of an edit: a checksum,
 # the length and the kind.
 _BLOCK, _HEADER = 32 * 1024, 7
-# The kinds of parts that an edit begins with.
-_FULL, _FIRST = 1, 2
+# The kinds of parts: a whole edit, and the first and the last part of a longer one.
+_FULL, _FIRST, _LAST = 1, 2, 4
 # What the first edit of a MANIFEST begins with: a tag, a length and a name.
 _COMPARATOR = b"\x01\x1aleveldb.BytewiseComparator"
 # The tag before the number of the oldest journal.
@@ -68,7 +68,7 @@ def oldest_journal(manifest: bytes) -> int:
     that has the number, it stands first, but for the name of the comparator
     (`VersionEdit::EncodeTo`).
     """
-    journal = at = 0
+    journal = found = at = 0
     while at + _HEADER <= len(manifest):
         left = _BLOCK - at % _BLOCK
         if left < _HEADER:
@@ -76,13 +76,17 @@ def oldest_journal(manifest: bytes) -> int:
             continue
         size, kind = int.from_bytes(manifest[at + 4 : at + 6], "little"), manifest[at + 6]
         at += _HEADER
+        if at + size > len(manifest):
+            break  # half an edit at the end, which a crash has left: LevelDB passes over it
         edit = manifest[at : at + size].removeprefix(_COMPARATOR)
         if kind in (_FULL, _FIRST) and edit.startswith(_LOG_NUMBER):
-            journal = shift = 0
+            found = shift = 0
             for byte in edit[1:11]:  # a varint: 7 bits a byte, the lowest first
-                journal |= (byte & 0x7F) << shift
+                found |= (byte & 0x7F) << shift
                 shift += 7
                 if byte < 0x80:
                     break
+        if kind in (_FULL, _LAST):
+            journal = found
         at += size
     return journal
