@@ -262,6 +262,7 @@ def test_a_database_that_was_moved_or_deleted_takes_no_more_writes(
             lambda: logs.extend([b"z"]),
             lambda: logs.write([("them", 1, b"z")]),
             lambda: logs.delete(logs.id, 1),
+            lambda: logs.compact(),
         ):
             with pytest.raises(DatabaseError, match="was moved or deleted"):
                 write()

@@ -14,8 +14,8 @@ cannot block each other.
 So it holds neither lock, but one of its own, which only `close` waits for.
 
 *A folder that has gone gets no more writes.* `look` asks whether the folder is still there. Every
-write calls it, but only once in LOOK_SECONDS. Until then, and while LevelDB is compacting, it may
-still write under the old name.
+write calls it, but only once in LOOK_SECONDS, and so does a compaction before it begins. Until
+then, and while LevelDB is compacting, it may still write under the old name.
 
 *Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
 the reason, and the binding's own error as its cause.
@@ -177,6 +177,7 @@ class Database:
         room on the disk for what LevelDB holds.
         """
         with self._compacts, self as db:
+            self.look()
             check_room(self.folder)
             prefix = b"" if db is self.whole else db.prefix
             self.whole.compact_range(start=prefix + start, stop=prefix + stop)
