@@ -18,6 +18,7 @@ import pytest
 import scuttleup
 from scuttleup import DamagedDatabase, DatabaseError, Scuttleup
 from scuttleup.leveldb import files
+from scuttleup.leveldb.binding import OTHER
 
 only_windows = pytest.mark.skipif(sys.platform != "win32", reason="a rule of Windows")
 
@@ -27,6 +28,13 @@ def refusal(path: Any) -> DatabaseError:
         scuttleup.open(path)
     assert len(str(caught.value).splitlines()) == 1
     return caught.value
+
+
+def test_a_leveldb_of_the_other_binding_is_not_taken() -> None:
+    """Its errors and its locks are others. Seldom are both installed, so a stand-in is here."""
+    other = type("DB", (), {"__module__": f"{OTHER}._plyvel", "write_batch": None})()
+    with pytest.raises(TypeError, match=f"not of {OTHER}: <{OTHER}._plyvel.DB object"):
+        Scuttleup(other)
 
 
 # --- File names ---

@@ -72,6 +72,25 @@ def test_a_child_is_refused_whatever_it_does_and_the_parent_goes_on(
         assert list(logs.create_read_stream()) == changes
 
 
+def test_a_child_that_is_forked_while_a_database_is_opened_is_refused(tmp_path: Path) -> None:
+    code = """if 1:
+        import os, sys, scuttleup
+        from scuttleup.leveldb import fork
+        with fork.opening:  # as another thread does that opens its first database
+            child = os.fork()
+            if not child:
+                try:
+                    scuttleup.open(sys.argv[1])
+                except scuttleup.ScuttleupError as error:
+                    print(error, flush=True)
+                os._exit(0)
+        os.waitpid(child, 0)
+        scuttleup.open(sys.argv[1]).append("parent")"""
+    command = [sys.executable, "-c", code, str(tmp_path / "logs.db")]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT)
+    assert result.stdout == f"{FORKED}\n"
+
+
 def test_a_child_by_multiprocessing_is_refused_and_leaves_well(logs: Scuttleup) -> None:
     def append() -> None:
         with pytest.raises(ScuttleupError, match="forked from one that had used LevelDB"):
