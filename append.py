@@ -5,7 +5,7 @@ import sys
 import scuttleup
 
 try:
-    with scuttleup.open("logs.db") as logs:
+    with scuttleup.open("logs.db", wait=5) as logs:
         logs.append("hello world")
 except scuttleup.ScuttleupError as error:
     sys.exit(f"append.py: {error}")

@@ -6,7 +6,8 @@ import scuttleup
 
 sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 try:
-    for change in scuttleup.open("logs.db", value_encoding="utf-8").create_read_stream():
+    logs = scuttleup.open("logs.db", value_encoding="utf-8", wait=5)
+    for change in logs.create_read_stream():
         print(change, flush=True)
 except (scuttleup.ScuttleupError, OSError) as error:
     sys.stdout = None  # it is not flushed once more, as the reader of `read.py | head -1` has left

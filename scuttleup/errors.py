@@ -60,7 +60,12 @@ class DamagedDatabase(DatabaseError):
 
 
 class DatabaseLocked(DatabaseError):
-    """The database is open already: in this process, or in another one, as the text says."""
+    """The database is open already: in this process, or in another one, as the text says.
+
+    `here` is whether it is this process. It is worth coming back.
+    """
+
+    here = False
 
 
 class WriteInDoubt(DatabaseError):

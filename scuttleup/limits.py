@@ -101,6 +101,22 @@ LINGER = 10
 # database in its place was damaged.
 LOOK_SECONDS = 0.01
 
+# --- Other processes that use our database ---
+
+# Links of those: one for each process, and one for each of its streams. They come out of
+# SPARE_DESCRIPTORS, and so do those that have not proven yet who they are.
+MAX_USERS = 32
+MAX_STRANGERS = 8
+# Bytes of one question or answer. A larger `extend` is refused.
+MAX_MESSAGE = 64 * 1024 * 1024
+# Seconds in which one that has connected has to prove itself.
+SHARE_SECONDS = 5
+# Seconds after which we look, again and again, whether one that waits for news is still there.
+SHARE_LOOK = 0.2
+# Seconds that a call waits for the process that has the database open. Deleting a range and
+# compacting wait as long as that process is there.
+CALL_SECONDS = 30
+
 # --- Connections of a `Peer` ---
 
 # Connections of one `Peer`, including those that it makes itself. An idle one takes some 20 KB.

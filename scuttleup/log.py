@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike, fsdecode
 from os.path import exists
+from time import monotonic, sleep
 
 from .changes import Change, Run, expand
 from .encodings import Encoding, find_encoding
-from .errors import shown
+from .errors import DatabaseLocked, ScuttleupError, shown
 from .keys import check_peer, check_seq
 from .leveldb import Database, open_database
 from .limits import MAX_ENTRY
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .encodings import ValueEncoding
     from .read_stream import ReadStream
     from .replication import Mode, Replicated, ReplicationStream
+    from .sharing import Share, SharedStore
 
 
 def open(
@@ -45,6 +47,8 @@ def open(
     only_signed: bool = False,
     key: bytes | None = None,
     max_entry: int = MAX_ENTRY,
+    share: bool = False,
+    wait: float = 0.0,
 ) -> Scuttleup:
     """Open the logs in the LevelDB at `path`, a folder, which is made if there is nothing.
 
@@ -58,6 +62,12 @@ def open(
     `signing.key`. A database that has one needs no option from then on. For a database whose log is
     not signed, `signed` is a ValueError. Signing needs PyNaCl: `pip install 'scuttleup[signed]'`.
 
+    `share` lets other processes of this user on this machine use the same logs, as long as these
+    are open. `open` finds a database that is shared like this, and uses it: signatures, numbers and
+    limits are then those of the process that has it open, and only that one can replicate. `wait`
+    is for how many seconds a database that is held otherwise is tried again; then DatabaseLocked is
+    raised.
+
     The other options are those of `Scuttleup`. Unlike that, the logs own their LevelDB: `close`, or
     the end of a `with` block, closes it.
 
@@ -67,24 +77,49 @@ def open(
     if signed and id is not None:
         raise ValueError(f"the id of a signed log is its public key, it cannot be {id!r}")
     # Nothing is made for options that are wrong.
-    _check_options(value_encoding, verify, max_entry)
+    encoding = _check_options(value_encoding, verify, max_entry)
     if not exists(fsdecode(path)):
         # The key of a log that is to be signed is made later; any other stands in for it here.
         find_id(None, id, bytes(KEY_BYTES) if signed and key is None else key, only_signed)
-    database = open_database(path)
+    logs = object.__new__(Scuttleup)
+    end = monotonic() + wait
+    while True:
+        try:
+            database = open_database(path)
+            break
+        except DatabaseLocked as locked:
+            error = locked
+        if not share and not error.here:
+            from .sharing import SharedStore
+
+            # What differs from the default was given, and must not differ from the owner's.
+            given = {
+                "id": id, "sync": sync or None, "verify": verify, "signed": signed or None,
+                "only_signed": only_signed or None, "key": key,
+                "max_entry": None if max_entry == MAX_ENTRY else max_entry,
+            }  # fmt: skip
+            try:
+                logs._use(SharedStore(fsdecode(path), error, given), encoding, None)
+            except DatabaseLocked as locked:
+                error = locked
+            else:
+                return logs
+        if monotonic() >= end:
+            raise error
+        sleep(0.05)
     try:
         if key is None:  # a key that is handed in lies elsewhere
             key = load_key(database, make=signed)
-        return Scuttleup(
-            database,
-            id=id,
-            value_encoding=value_encoding,
-            sync=sync,
-            verify=verify,
-            only_signed=only_signed,
-            key=key,
-            max_entry=max_entry,
+        store = Store(
+            database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
         )
+        logs._use(store, encoding, verify)
+        if share:
+            from .sharing import Share
+
+            with database:
+                logs._share = Share(store)
+        return logs
     except BaseException:
         database.close()
         raise
@@ -135,17 +170,29 @@ class Scuttleup:
         key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
     ) -> None:
-        self._encoding = _check_options(value_encoding, verify, max_entry)
-        # The same as `self._encoding.encode`, which `append` would look up at every call.
-        self._encode: Callable[[Any], bytes] = self._encoding.encode
-        self._verify = verify
-        if not isinstance(db, Database):  # that of `open` is one already
-            if not hasattr(db, "write_batch"):
-                raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
-            db = Database(db)
-        self._store = Store(
-            db, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
+        encoding = _check_options(value_encoding, verify, max_entry)
+        if not hasattr(db, "write_batch"):
+            raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
+        store = Store(
+            Database(db), id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
         )
+        self._use(store, encoding, verify)
+
+    def _use(
+        self,
+        store: Store | SharedStore,
+        encoding: Encoding,
+        verify: Callable[[Change], bool] | None,
+    ) -> None:
+        """Be the logs in `store`. `open` calls this, too."""
+        # For a user of a shared database this stands in for the store of another process.
+        self._store: Store = store  # type: ignore[assignment]
+        self._encoding = encoding
+        # The same as `self._encoding.encode`, which `append` would look up at every call.
+        self._encode: Callable[[Any], bytes] = encoding.encode
+        self._verify = verify
+        # What lets other processes use these logs.
+        self._share: Share | None = None
 
     @property
     def id(self) -> str:
@@ -216,7 +263,7 @@ class Scuttleup:
 
         Others may read and write meanwhile. Raises DatabaseError if the disk has no room for it.
         """
-        self._store.database.compact(b"\0", b"\xff")
+        self._store.compact()
 
     def write(self, changes: Iterable[tuple[str, int, Any]], *, sync: bool | None = None) -> int:
         """Store changes made elsewhere in one atomic step and return how many were new.
@@ -240,10 +287,12 @@ class Scuttleup:
                 runs.append(Run(check_peer(peer), seq, entries))
             check_seq(seq)
             entries.append(self._encode(entry))
-        # Imported here, as most programs get no changes, or get them by replication.
-        from .replication import Door
+        if isinstance(self._store, Store):
+            # Imported here, as most programs get no changes, or get them by replication.
+            from .replication import Door
 
-        return Door(self._store).write(runs, sync)
+            return Door(self._store).write(runs, sync)
+        return self._store.write(runs, sync)
 
     def create_read_stream(
         self,
@@ -292,11 +341,20 @@ class Scuttleup:
         """
         if not callable(wake):
             raise TypeError(f"wake is a function, not {wake!r}")
+        store = self._own_store("replicate")
         from .replication import ReplicationStream
 
         # `verify` gets the change as it can be read, not as it is stored.
         verify = self._verify and partial(self._ask, self._verify)
-        return ReplicationStream(self._store, mode=mode, live=live, verify=verify, wake=wake)
+        return ReplicationStream(store, mode=mode, live=live, verify=verify, wake=wake)
+
+    def _own_store(self, work: str) -> Store:
+        """The store in this process. Raises ScuttleupError if it is in another one."""
+        if isinstance(self._store, Store):
+            return self._store
+        raise ScuttleupError(
+            f"{self._store.path} is open in another process, which shares it: {work} there"
+        )
 
     def _own_store(self, work: str) -> Store:
         """The store in this process, for `work` that needs it."""
@@ -348,6 +406,8 @@ class Scuttleup:
         stays open, and may be closed after this. Closing again does nothing. Any thread may call
         this, and a signal handler, too.
         """
+        if self._share:
+            self._share.close()
         self._store.close()
 
     def __enter__(self) -> Scuttleup:

@@ -92,7 +92,7 @@ class Store:
         only_signed: bool = False,
     ) -> None:
         self.database = database
-        self._sync = sync
+        self.sync = sync
         self.max_entry = max_entry
         # What happens is told here, by whoever has to do with these logs.
         self.events = Events()
@@ -144,7 +144,7 @@ class Store:
                 [entry] = self._authors.seal(head, [entry])
             if len(entry) > self.max_entry:
                 raise ValueError(too_large(head + 1, len(entry), self.max_entry))
-            if self._sync if sync is None else sync:
+            if self.sync if sync is None else sync:
                 with database:
                     self.commit([Run(own, head + 1, [entry])], True)
                 return head + 1
@@ -196,7 +196,7 @@ class Store:
         """
         heads: dict[str, int] = {}
         count = 0
-        sync = self._sync if sync is None else sync
+        sync = self.sync if sync is None else sync
         batch = self.database.db.write_batch(sync=sync)
         put = batch.put
         for peer, first, entries in runs:
@@ -226,10 +226,10 @@ class Store:
                 keys = keys_between(db, start, stop, limits.DELETE_STEP)
                 if not keys:
                     break
-                batch = db.write_batch(sync=self._sync)
+                batch = db.write_batch(sync=self.sync)
                 deque(map(batch.delete, keys), maxlen=0)
                 self._note_head(batch, peer, first, last)
-                self._commit(batch.write, self._sync, {})
+                self._commit(batch.write, self.sync, {})
                 count, low, high = self._deleted.pop(peer, (0, keys[0], keys[-1]))
                 count, low, high = count + len(keys), min(low, keys[0]), max(high, keys[-1])
                 if count < limits.DELETED:
@@ -241,6 +241,10 @@ class Store:
                 # Who deletes single entries does not expect to wait.
                 (self.database.compact if first < last else self.database.compact_soon)(low, high)
         return gone
+
+    def compact(self) -> None:
+        """Give the disk back what deleted entries take, while others read and write."""
+        self.database.compact(b"\0", b"\xff")
 
     def _note_head(self, batch: Any, peer: str, first: int, last: int) -> None:
         """Have `batch` write down the head of `peer`, if that entry is deleted with it or after it.

@@ -16,8 +16,10 @@ from commands import Command
 from leveldb import FakeDB, open_leveldb
 
 import scuttleup
-from scuttleup import Scuttleup
+from scuttleup import DatabaseLocked, Scuttleup
 from scuttleup.command import cli
+from scuttleup.encodings import find_encoding
+from scuttleup.sharing import SharedStore
 
 TEST_SECONDS = 60  # that a coroutine test may take; most take a moment
 
@@ -61,11 +63,39 @@ def fake(db: Any) -> FakeDB:
 
 
 @pytest.fixture
-def logs(db: Any) -> Iterator[Scuttleup]:
-    """Logs with the id "us" and text entries, in the LevelDB `db`."""
-    logs = Scuttleup(db, id="us", value_encoding="utf-8")
-    yield logs
-    logs.close()
+def logs(request: pytest.FixtureRequest) -> Iterator[Scuttleup]:
+    """Logs with the id "us" and text entries, in the LevelDB `db`.
+
+    A test that does without `db` runs once more with logs that are shared by their owner.
+    """
+    if getattr(request, "param", "local") == "local":
+        logs = Scuttleup(request.getfixturevalue("db"), id="us", value_encoding="utf-8")
+        yield logs
+        logs.close()
+        return
+    path = request.getfixturevalue("tmp_path") / "logs.db"
+    with scuttleup.open(path, id="us", share=True), use_shared(path) as logs:
+        yield logs
+
+
+def use_shared(path: Path, encoding: str = "utf-8") -> Scuttleup:
+    """Logs that use the shared database at `path`, as another process would."""
+    logs = object.__new__(Scuttleup)
+    logs._use(SharedStore(str(path), DatabaseLocked(), {}), find_encoding(encoding), None)
+    return logs
+
+
+# The files whose tests of `logs` are run with shared logs as well, and what asks for the owner's.
+SHARED = ("test_log.py", "test_read_stream.py")
+OF_THE_OWNER = {"db", "fake"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = {*metafunc.fixturenames}
+    marked = any(metafunc.definition.iter_markers("of_the_owner"))
+    of_the_owner = marked or names & OF_THE_OWNER
+    if "logs" in names and Path(metafunc.definition.path).name in SHARED and not of_the_owner:
+        metafunc.parametrize("logs", ["local", "shared"], indirect=True)
 
 
 @pytest.fixture

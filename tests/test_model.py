@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from pathlib import Path
 from typing import Any
 
+from conftest import use_shared
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
@@ -40,13 +42,19 @@ class LogMachine(RuleBasedStateMachine):
         self.heads: dict[str, int] = {}
         self.open()
 
+    shared = False
+
     def open(self) -> None:
-        self.logs = scuttleup.open(self.folder.name, id="us" if not self.heads else None)
+        id = "us" if not self.heads else None
+        self.logs = self.owner = scuttleup.open(self.folder.name, id=id, share=self.shared)
+        if self.shared:
+            self.logs = use_shared(Path(self.folder.name), "binary")
         self.stream: ReadStream = self.logs.create_read_stream(tail=True)
         self.had = dict(self.heads)
 
     def close(self) -> None:
         self.logs.close()
+        self.owner.close()
         assert list(self.stream) == []
         del self.stream
 
@@ -207,3 +215,13 @@ LogMachine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestLog = LogMachine.TestCase
+
+
+class SharedMachine(LogMachine):
+    """The same through a link to the owner of the database."""
+
+    shared = True
+
+
+SharedMachine.TestCase.settings = settings(LogMachine.TestCase.settings, max_examples=15)
+TestSharedLog = SharedMachine.TestCase

@@ -469,6 +469,7 @@ def test_an_event_loop_that_is_gone_does_not_break_append(logs: Scuttleup) -> No
 # --- Nothing leaks ---
 
 
+@pytest.mark.of_the_owner
 async def test_a_live_stream_that_is_dropped_is_gone_whoever_has_read_it(logs: Scuttleup) -> None:
     stream = logs.create_read_stream(live=True)
     logs.extend(map(str, range(1000)))

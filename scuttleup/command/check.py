@@ -54,8 +54,9 @@ def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
     >>> for log in check_logs(logs):
     ...     print(log.peer, log.fault or "is right")
     """
+    database = logs._own_store("check").database
     for peer, last in sorted(logs.head.items()):
-        yield _check_log(logs._store.database, peer, last)
+        yield _check_log(database, peer, last)
 
 
 def _check_log(database: Database, peer: str, last: int) -> CheckedLog:
@@ -86,7 +87,7 @@ def stray_keys(logs: Scuttleup) -> Iterator[bytes]:
     The original can store such entries, but cannot find them again. Raises DatabaseError if a part
     of the database cannot be read.
     """
-    database = logs._store.database
+    database = logs._own_store("check").database
     start = CHANGES
     while start.startswith(CHANGES):
         with (

@@ -48,12 +48,14 @@ if TYPE_CHECKING:
 
     from ..encodings import ValueEncoding
 
+# For how many seconds a command tries to open a database that another program has open.
+WAIT = 5
 # Stands at the end of every help text.
 EPILOG = """\
 Exit status: 0 when all went well; 1 after an error, told in one line, and when --once had to leave
 out a log; 2 for wrong arguments; 130 after Ctrl-C or SIGTERM, but 0 where they are the usual end
 (read --live, replicate).
-Only one process at a time can have a database open.
+While replicate runs, the other commands can use its database.
 
 Two people in two terminals:
   alice$ scuttleup --db alice.db replicate --listen 2014
@@ -91,7 +93,11 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         only_signed = getattr(args, "only_signed", False)
-        with open_logs(args.db, signed=args.signed, only_signed=only_signed) as logs:
+        # A peer runs for long, so it lets the other commands use its database.
+        share = args.command == "replicate"
+        with open_logs(
+            args.db, signed=args.signed, only_signed=only_signed, share=share, wait=WAIT
+        ) as logs:
             status = int(args.run(logs, args) or 0)
             # It is done here, where an error of stdout is told like any other.
             sys.stdout.flush()

@@ -26,4 +26,6 @@ from .binding import ERRORS as ERRORS
 from .binding import Unreadable as Unreadable
 from .binding import binding as binding
 from .database import Database as Database
+from .folder import ident as ident
+from .fork import FORKED as FORKED
 from .opening import open_database as open_database

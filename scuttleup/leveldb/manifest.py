@@ -20,7 +20,7 @@ from ..errors import DamagedDatabase, DatabaseError
 # What a first run that was killed leaves where it was about to make a database. A new disk has a
 # folder "lost+found".
 _DEBRIS = {"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp", "lost+found"}
-_DEBRIS |= {"signing.key", "signing.key.new"}
+_DEBRIS |= {"signing.key", "signing.key.new", "share", "share.new"}
 # How the names of other files end that only LevelDB makes.
 _OF_LEVELDB = (".log", ".ldb", ".sst", ".dbtmp")
 # The bytes of a block in a MANIFEST, and of what stands before each part of an edit: a checksum,

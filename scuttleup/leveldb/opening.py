@@ -49,7 +49,9 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
             name = real.encode(ENCODING, ON_ERROR)
             lock = os.path.join(real, "LOCK")
             if ident(real) in _open_here() or descriptor(lock) is not None:
-                raise DatabaseLocked(f"{path} is open in this process already")
+                locked = DatabaseLocked(f"{path} is open in this process already")
+                locked.here = True
+                raise locked
             if os.path.isfile(real):
                 raise DatabaseError(f"{path} is not a database: it is a file")
             with suppress(FileExistsError):

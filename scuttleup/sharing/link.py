@@ -1,0 +1,159 @@
+"""A connection between two processes of one user, which have proven to each other that they are.
+
+Theory of operation
+-------------------
+
+The process that has a database open, its *owner*, listens on the loopback interface. The file
+`share` in the database's folder tells where, with a secret that only this user can read, and with
+the device and inode of the folder, so a copy of the folder does not lead to the original. TCP is
+there on every system, and no socket lies in a folder that is copied or cleaned.
+
+*Who is who.* Other users of the machine can connect, too. So each side proves first that it knows
+the secret, by an HMAC of what the other side has just made up, and does not tell the secret. A port
+that belongs to somebody else by now learns nothing, and is not believed.
+
+*A message* is a value of JSON and some entries as they are: two lengths of 4 bytes, the JSON, and
+the entries one after the other. The last part of the JSON tells how long each of them is.
+
+*After a fork* the child closes its descriptors of all links, without a word to the other side. If
+they stayed open, nobody would see that the parent has ended.
+
+`multiprocessing.connection` would do much of this. But it waits for ever for the proof of one who
+is silent, and where SIGPIPE ends the process, as in `scuttleup read | head`, so does a write to a
+process that has gone.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import select
+import socket
+import struct
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from .. import limits
+from ..leveldb import FORKED, files, ident
+
+# The name of the file in the database's folder.
+FILE = "share"
+# The roles of the two sides. Each is a part of its own proof, so no proof can be sent back as one.
+OWNER, USER = b"owner", b"user"
+
+_LENGTHS = struct.Struct(">II")
+_SECRET_BYTES = 32
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+# Every link and every listening socket, for a child process to close.
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Link:
+    """One side of a connection over `sock`. One thread at a time may ask, or answer.
+
+    Everything raises OSError where the other side has gone or takes too long, and ValueError for
+    what is no message.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._file = sock.makefile("rb")
+        # Why the link cannot be used any more; None as long as it can.
+        self.refusal: str | None = None
+        sock.settimeout(limits.SHARE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        closed_after_fork(self)
+
+    def prove(self, secret: bytes, mine: bytes, other: bytes) -> None:
+        """Prove that we, in the role `mine`, know `secret`, and see that the other side does."""
+        nonce = os.urandom(_SECRET_BYTES)
+        self.send(nonce)
+        theirs = self._read(_SECRET_BYTES)
+        self.send(hmac.digest(secret, mine + theirs, "sha256"))
+        if not hmac.compare_digest(self._read(32), hmac.digest(secret, other + nonce, "sha256")):
+            raise OSError("the other side does not know the secret")
+
+    @staticmethod
+    def pack(value: Any, entries: Iterable[bytes] = ()) -> bytes:
+        """A message as it is sent. Raises ValueError if it is too large."""
+        entries = list(entries)
+        text = json.dumps([value, list(map(len, entries))]).encode()
+        size = sum(map(len, entries))
+        if len(text) + size > limits.MAX_MESSAGE:
+            raise ValueError(f"{len(text) + size} bytes at once: {limits.MAX_MESSAGE} is the most")
+        return b"".join([_LENGTHS.pack(len(text), size), text, *entries])
+
+    def send(self, message: bytes) -> None:
+        """Send what `pack` has made."""
+        self.sock.sendall(message, _NO_SIGNAL)
+
+    def receive(self) -> tuple[Any, list[bytes]]:
+        """Wait for one message."""
+        length, size = _LENGTHS.unpack(self._read(_LENGTHS.size))
+        if length + size > limits.MAX_MESSAGE:
+            raise ValueError(f"a message of {length + size} bytes")
+        value, sizes = json.loads(self._read(length))
+        data, at, entries = self._read(size), 0, []
+        for size in sizes:
+            entries.append(data[at : at + size])
+            at += size
+        return value, entries
+
+    def has_left(self) -> bool:
+        """Whether the other side has left, or speaks out of turn."""
+        if hasattr(select, "poll"):  # which takes any descriptor
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN)
+            return bool(poll.poll(0))
+        return bool(select.select([self.sock], [], [], 0)[0])
+
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if len(data) < size:
+            raise ConnectionResetError("the other side has ended")
+        return data
+
+    def end(self, how: int = socket.SHUT_RDWR) -> None:
+        """Wake whoever waits here. The descriptor is closed when nobody holds the link any more."""
+        with suppress(OSError):
+            self.sock.shutdown(how)
+
+
+def closed_after_fork(each: Any) -> None:
+    """Have a child process close the socket of `each`, and refuse to use it."""
+    _open.add(each)
+
+
+def _after_fork() -> None:
+    for each in list(_open):
+        each.refusal = FORKED
+        with suppress(OSError):
+            os.close(each.sock.detach())
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def write_down(folder: str, port: int) -> bytes:
+    """Write into `folder` where its owner listens; return the secret. Raises OSError."""
+    secret = os.urandom(_SECRET_BYTES)
+    there = [port, secret.hex(), ident(folder)]
+    files.write_file(os.path.join(folder, FILE), json.dumps(there).encode())
+    return secret
+
+
+def connect(folder: str) -> Link:
+    """A link to the owner of `folder`, on which both have proven themselves.
+
+    Raises OSError or ValueError if nobody is there.
+    """
+    port, secret, number = json.loads(files.read_file(os.path.join(folder, FILE)) or b"")
+    if tuple(number) != ident(folder):
+        raise ValueError("the folder is a copy")
+    link = Link(socket.create_connection(("127.0.0.1", port), limits.SHARE_SECONDS))
+    link.prove(bytes.fromhex(secret), USER, OWNER)
+    return link
