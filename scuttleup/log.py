@@ -356,10 +356,6 @@ class Scuttleup:
             f"{self._store.path} is open in another process, which shares it: {work} there"
         )
 
-    def _own_store(self, work: str) -> Store:
-        """The store in this process, for `work` that needs it."""
-        return self._store
-
     def _ask(self, verify: Callable[[Change], bool], change: Change) -> bool:
         """Ask `verify` about a change as the user reads it; False if it cannot be read."""
         peer, seq, entry = change
