@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike, fsdecode
 from os.path import exists
-from time import monotonic, sleep
 
 from .changes import Change, Run, expand
 from .encodings import Encoding, find_encoding
@@ -82,31 +81,22 @@ def open(
         # The key of a log that is to be signed is made later; any other stands in for it here.
         find_id(None, id, bytes(KEY_BYTES) if signed and key is None else key, only_signed)
     logs = object.__new__(Scuttleup)
-    end = monotonic() + wait
-    while True:
-        try:
-            database = open_database(path)
-            break
-        except DatabaseLocked as locked:
-            error = locked
-        if not share and not error.here:
-            from .sharing import SharedStore
+    try:
+        database = open_database(path)
+    except DatabaseLocked as locked:
+        from .sharing import wait_for
 
-            # What differs from the default was given, and must not differ from the owner's.
-            given = {
-                "id": id, "sync": sync or None, "verify": verify, "signed": signed or None,
-                "only_signed": only_signed or None, "key": key,
-                "max_entry": None if max_entry == MAX_ENTRY else max_entry,
-            }  # fmt: skip
-            try:
-                logs._use(SharedStore(fsdecode(path), error, given), encoding, None)
-            except DatabaseLocked as locked:
-                error = locked
-            else:
-                return logs
-        if monotonic() >= end:
-            raise error
-        sleep(0.05)
+        # What differs from the default was given, and must not differ from the owner's.
+        given = {
+            "id": id, "sync": sync or None, "verify": verify, "signed": signed or None,
+            "only_signed": only_signed or None, "key": key,
+            "max_entry": None if max_entry == MAX_ENTRY else max_entry,
+        }  # fmt: skip
+        found = wait_for(fsdecode(path), locked, given, share=share, wait=wait)
+        if not isinstance(found, Database):
+            logs._use(found, encoding, None)
+            return logs
+        database = found
     try:
         if key is None:  # a key that is handed in lies elsewhere
             key = load_key(database, make=signed)

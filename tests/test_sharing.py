@@ -163,7 +163,7 @@ def test_strangers_take_no_place_of_users(tmp_path: Path, rubbish: bytes | None)
         links: list[socket.socket] = []
         for _ in range(limits.MAX_STRANGERS * 2):
             if rubbish is None:
-                link = connect(str(path))
+                link = connect(str(path), LIMIT)
                 link.receive()
                 with suppress(OSError):
                     link.send(link.pack(["no such call"]))
@@ -363,3 +363,13 @@ with scuttleup.open(sys.argv[1], wait=30) as logs:
         assert [process.wait(LIMIT) for process in processes] == [0] * 10
         assert logs.head == {"us": 1000}
         assert Scuttleup.append(logs, b"y").seq == 1001
+
+
+@posix
+def test_an_owner_that_is_stopped_holds_nobody_longer_than_he_wants_to_wait(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    with owner(path) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        with pytest.raises(DatabaseLocked, match="open in another process"):
+            start(lambda: scuttleup.open(path)).result(limits.SHARE_SECONDS)

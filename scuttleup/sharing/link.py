@@ -52,18 +52,20 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Link:
-    """One side of a connection over `sock`. One thread at a time may ask, or answer.
+    """One side of a connection over `sock`, with a time limit of `seconds` for the proof.
+
+    One thread at a time may ask, or answer.
 
     Everything raises OSError where the other side has gone or takes too long, and ValueError for
     what is no message.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
         self.sock = sock
         self._file = sock.makefile("rb")
         # Why the link cannot be used any more; None as long as it can.
         self.refusal: str | None = None
-        sock.settimeout(limits.SHARE_SECONDS)
+        sock.settimeout(seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         closed_after_fork(self)
 
@@ -146,14 +148,14 @@ def write_down(folder: str, port: int) -> bytes:
     return secret
 
 
-def connect(folder: str) -> Link:
-    """A link to the owner of `folder`, on which both have proven themselves.
+def connect(folder: str, seconds: float) -> Link:
+    """A link to the owner of `folder`, on which both have proven themselves within `seconds`.
 
     Raises OSError or ValueError if nobody is there.
     """
     port, secret, number = json.loads(files.read_file(os.path.join(folder, FILE)) or b"")
     if tuple(number) != ident(folder):
         raise ValueError("the folder is a copy")
-    link = Link(socket.create_connection(("127.0.0.1", port), limits.SHARE_SECONDS))
+    link = Link(socket.create_connection(("127.0.0.1", port), seconds), seconds)
     link.prove(bytes.fromhex(secret), USER, OWNER)
     return link

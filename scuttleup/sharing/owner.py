@@ -106,7 +106,7 @@ class Share:
                 if len(self._strangers) >= limits.MAX_STRANGERS:
                     sock.close()
                     continue
-                link = Link(sock)
+                link = Link(sock, limits.SHARE_SECONDS)
                 self._strangers.add(link)
                 threading.Thread(target=self._serve, args=(link,), daemon=True).start()
             except (OSError, RuntimeError):  # no descriptor, no thread: that passes

@@ -25,12 +25,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from time import monotonic, sleep
 from typing import Any
 
 from .. import errors, limits
 from ..changes import Run
 from ..errors import DatabaseError, DatabaseLocked, ScuttleupError, WriteInDoubt
-from ..leveldb import FORKED
+from ..leveldb import FORKED, Database, open_database
 from ..signed import is_signed
 from .link import Link, connect
 from .owner import ANSWERS, GOODBYE
@@ -45,22 +46,53 @@ _CLOSED = "these logs are closed"
 _NESTED = "a call was begun in the middle of another one, for instance by a signal handler"
 
 
+def wait_for(
+    path: str, locked: DatabaseLocked, given: dict[str, Any], *, share: bool, wait: float
+) -> Database | SharedStore:
+    """The database at `path` as soon as it is free, or before that the store of who shares it.
+
+    It was `locked` just now. Who wants to `share` it wants to be its owner, and waits for that. For
+    `given` see `SharedStore`. Raises DatabaseLocked after `wait` seconds.
+    """
+    end = monotonic() + wait
+    while True:
+        if not share and not locked.here:
+            try:
+                return SharedStore(path, locked, given, max(end - monotonic(), 1))
+            except DatabaseLocked as error:
+                locked = error
+        if monotonic() >= end:
+            raise locked
+        sleep(0.05)
+        try:
+            return open_database(path)
+        except DatabaseLocked as error:
+            locked = error
+
+
 class SharedStore:
     """The store of the process that has the database at `path` open and shares it.
 
-    `given` are the options that must not differ from the owner's; None stands for any. Raises
+    `given` are the options that must not differ from the owner's; None stands for any. The owner
+    has to answer within `seconds`, and SHARE_SECONDS. Raises
     `locked`, which says that the database is held, if nobody shares it, and ScuttleupError if an
     option differs.
     """
 
-    def __init__(self, path: str, locked: DatabaseLocked, given: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str,
+        locked: DatabaseLocked,
+        given: dict[str, Any],
+        seconds: float = limits.SHARE_SECONDS,
+    ) -> None:
         self.path = path
         self._folder = os.path.realpath(path)
         self._closed = False
         self._lock = threading.RLock()
         self._followers: weakref.WeakSet[_Feed] = weakref.WeakSet()
         try:
-            self._link, theirs = self._connect()
+            self._link, theirs = self._connect(seconds)
         except DatabaseError as error:
             raise error if isinstance(error, DatabaseLocked) else locked from error
         self.id: str = theirs["id"]
@@ -74,10 +106,10 @@ class SharedStore:
                     f"{name}={theirs.get(name)!r}: it cannot be used with {other}"
                 )
 
-    def _connect(self) -> tuple[Link, dict[str, Any]]:
+    def _connect(self, seconds: float = limits.SHARE_SECONDS) -> tuple[Link, dict[str, Any]]:
         """A new link, and what the owner says of itself. Raises DatabaseError if there is none."""
         try:
-            link = connect(self._folder)
+            link = connect(self._folder, min(seconds, limits.SHARE_SECONDS))
             hello = link.receive()[0]
             if len(hello) == 2:
                 raise _RAISED[hello[0]](f"{self.path} {hello[1]}")
