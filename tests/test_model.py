@@ -11,6 +11,7 @@ from conftest import use_shared
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from waiting import until
 
 import scuttleup
 from scuttleup import Change, EntryNotFound, ReadStream
@@ -191,6 +192,8 @@ class LogMachine(RuleBasedStateMachine):
         """What the stream gives until it waits; `count` changes are what it should give."""
         seen: list[Change] = []
         reading = asyncio.ensure_future(read(self.stream, seen))
+        if self.shared:  # what comes over a link comes when it comes
+            await until(lambda: len(seen) >= count)
         for _ in range(count + 100):  # a turn gives it one change at least
             await asyncio.sleep(0)
         reading.cancel()
