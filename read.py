@@ -6,7 +6,7 @@ import scuttleup
 
 sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 try:
-    logs = scuttleup.open("logs.db", value_encoding="utf-8", wait=5)
+    logs = scuttleup.open("logs.db", value_encoding="utf-8", create=False, wait=5)
     for change in logs.create_read_stream():
         print(change, flush=True)
 except (scuttleup.ScuttleupError, OSError) as error:

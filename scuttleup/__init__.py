@@ -19,13 +19,14 @@ Each file knows only the files below it, so read them from the bottom up, in thr
 
 from __future__ import annotations
 
-from .changes import Change
+from .changes import Change, Fork
 from .errors import (
     ConnectionLost,
     DamagedDatabase,
     DatabaseError,
     DatabaseLocked,
     EntryNotFound,
+    ForkedLog,
     ProtocolError,
     ScuttleupError,
     WriteInDoubt,
@@ -65,6 +66,6 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Change", "ConnectionLost", "DamagedDatabase", "DatabaseError", "DatabaseLocked",
-    "EntryNotFound", "Peer", "ProtocolError", "ReadStream", "Replicated", "ReplicationStream",
+    "EntryNotFound", "Fork", "ForkedLog", "Peer", "ProtocolError", "ReadStream", "Replicated", "ReplicationStream",
     "Scuttleup", "ScuttleupError", "Tls", "WriteInDoubt", "load_tls", "open",
 ]  # fmt: skip

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
         seq: int
         entry: Any
 
+    class _Fork(NamedTuple):
+        seq: int
+        where: str
+
     class _Run(NamedTuple):
         peer: str
         first: int
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 else:
     # The same fields without types: `typing` takes longer to load than all that a log needs.
     _Change = namedtuple("_Change", ("peer", "seq", "entry"))
+    _Fork = namedtuple("_Fork", ("seq", "where"))
     _Run = namedtuple("_Run", ("peer", "first", "entries"))
 
 
@@ -56,6 +61,12 @@ class Run(_Run):
     beginning of its keys or of its frames, is then made once and not for every entry. A run has no
     gaps: where an entry was deleted, one run ends and another one begins.
     """
+
+    __slots__ = ()
+
+
+class Fork(_Fork):
+    """Our own log has forked: another entry `seq` than ours has our signature, seen `where`."""
 
     __slots__ = ()
 

@@ -75,6 +75,10 @@ class WriteInDoubt(DatabaseError):
     """
 
 
+class ForkedLog(ScuttleupError):
+    """Our own signed log has forked, so peers take no more of it. Begin a new one: `new_id`."""
+
+
 def shown(value: object) -> str:
     """The repr of a wrong `value` for an error to name it, cut after `limits.MAX_REPR` characters.
 

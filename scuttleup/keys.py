@@ -8,9 +8,11 @@ next to each other in the order of their numbers, and the whole database can be 
 | `c` U+00FF peer U+00FF number       | the entry's bytes                                       |
 | `m` U+00FF `hash` U+00FF peer       | its SHA-256, in a signed log (*)                        |
 | `m` U+00FF `head` U+00FF peer       | the last number, when that entry was deleted (*)        |
+| `m` U+00FF `fork`                   | where our own signed log has forked (*)                 |
+| `m` U+00FF `backup`                 | the day of the backup that this is (*)                  |
 | `m` U+00FF `id`                     | this peer's id                                          |
 
-(*) The original does not write these two, and ignores them.
+(*) The original does not write these, and ignores them.
 
 `number` is the lower-case hex of what npm `lexicographic-integer` 1.1.0 packs, so that numbers sort
 as bytes. A number n below 251 is one byte. Any other is n - 251 in the fewest of 1, 2, 3 or 4
@@ -43,6 +45,10 @@ CHANGES_END = CHANGES + SEPARATOR
 DELETED_HASHES = b"m" + SEPARATOR + b"hash" + SEPARATOR
 # For a log whose newest entry was deleted: its last number, which must not be given out again.
 DELETED_HEADS = b"m" + SEPARATOR + b"head" + SEPARATOR
+# Our own log has forked: the number of the entry, and where that was seen.
+FORK = b"m" + SEPARATOR + b"fork"
+# This database is a backup: the day when it was made.
+BACKUP = b"m" + SEPARATOR + b"backup"
 # Sorts after every other key of ours, so each scan ends there (see `scan.py`).
 ID = b"m" + SEPARATOR + b"id"
 

@@ -38,6 +38,8 @@ WRITE_BUFFER = 16 * 1024 * 1024
 RUN_ENTRIES = 256
 # How many bytes such a read takes. The last entry may exceed them.
 RUN_BYTES = 32 * 1024
+# Bytes that a backup copies before others get their turn. That takes some ms.
+COPY_BYTES = 1024 * 1024
 # How many entries are deleted before others get their turn. That takes some 10 ms.
 DELETE_STEP = 4000
 # After so many deleted entries of one log, LevelDB is made to drop them. Until then each reader of

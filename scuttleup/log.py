@@ -10,12 +10,13 @@ Nothing is remembered here beside the options. The state of the logs lies in the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike, fsdecode
 from os.path import exists
 
-from .changes import Change, Run, expand
+from .changes import Change, Fork, Run, expand
 from .encodings import Encoding, find_encoding
 from .errors import DatabaseLocked, ScuttleupError, shown
 from .keys import check_peer, check_seq
@@ -46,6 +47,7 @@ def open(
     only_signed: bool = False,
     key: bytes | None = None,
     max_entry: int = MAX_ENTRY,
+    create: bool = True,
     share: bool = False,
     wait: float = 0.0,
 ) -> Scuttleup:
@@ -60,6 +62,8 @@ def open(
     `signed` makes the log of a new database a signed one. Its secret key then lies in the folder as
     `signing.key`. A database that has one needs no option from then on. For a database whose log is
     not signed, `signed` is a ValueError. Signing needs PyNaCl: `pip install 'scuttleup[signed]'`.
+
+    Without `create`, nothing is made: where no database is, this is a DatabaseError.
 
     `share` lets other processes of this user on this machine use the same logs, as long as these
     are open. `open` finds a database that is shared like this, and uses it: signatures, numbers and
@@ -77,12 +81,12 @@ def open(
         raise ValueError(f"the id of a signed log is its public key, it cannot be {id!r}")
     # Nothing is made for options that are wrong.
     encoding = _check_options(value_encoding, verify, max_entry)
-    if not exists(fsdecode(path)):
+    if create and not exists(fsdecode(path)):
         # The key of a log that is to be signed is made later; any other stands in for it here.
         find_id(None, id, bytes(KEY_BYTES) if signed and key is None else key, only_signed)
     logs = object.__new__(Scuttleup)
     try:
-        database = open_database(path)
+        database = open_database(path, create=create)
     except DatabaseLocked as locked:
         from .sharing import wait_for
 
@@ -92,7 +96,7 @@ def open(
             "only_signed": only_signed or None, "key": key,
             "max_entry": None if max_entry == MAX_ENTRY else max_entry,
         }  # fmt: skip
-        found = wait_for(fsdecode(path), locked, given, share=share, wait=wait)
+        found = wait_for(fsdecode(path), locked, given, create=create, share=share, wait=wait)
         if not isinstance(found, Database):
             logs._use(found, encoding, None)
             return logs
@@ -291,13 +295,17 @@ class Scuttleup:
         live: bool = False,
         tail: bool = False,
         value_encoding: ValueEncoding | None = None,
+        raw: bool = False,
     ) -> ReadStream:
         """Iterate over all changes that are here now, by peer id and number.
 
         `since`, an earlier `head`, leaves out what that had. `live` goes on with what is stored
         later, and never ends by itself; `tail` does only that. `value_encoding` is that of the
-        constructor unless it is given. Raises TypeError or ValueError for a `since` that maps
-        anything but peer ids to numbers.
+        constructor unless it is given. `raw` gives each entry as it is stored, which `write` of
+        logs with the encoding "binary" takes: an entry of a signed log with its signature.
+
+        Raises TypeError or ValueError for a `since` that maps anything but peer ids to numbers, and
+        ValueError for one that is ahead of a log here: what is stored next would be left out.
 
         >>> for change in logs.create_read_stream(since={"foobar": 1}):
         ...     print(change)
@@ -306,16 +314,24 @@ class Scuttleup:
         if since is not None and not isinstance(since, Mapping):
             raise TypeError(f"since maps peer ids to numbers, as head does, not {shown(since)}")
         since = dict(since or {})
+        heads = self._store.heads if since else {}
         for peer, seq in since.items():
             check_peer(peer)
             # A head of 0 says that nothing of that log is there, which is no mistake.
             if seq != 0:
                 check_seq(seq)
+            if seq > heads.get(peer, 0):
+                raise ValueError(
+                    f"since has {seq} of {peer!r}, whose log ends at {heads.get(peer, 0)} here: "
+                    "this database is older than that"
+                )
+        if raw and value_encoding is not None:
+            raise ValueError(f"raw entries have no encoding, so not {value_encoding!r}")
         encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         # Imported here, because many a program only appends.
         from .read_stream import ReadStream
 
-        return ReadStream(self._store, encoding, since=since, live=live, tail=tail)
+        return ReadStream(self._store, encoding, since=since, live=live, tail=tail, raw=raw)
 
     def create_replication_stream(
         self, *, mode: Mode = "sync", live: bool = True, wake: Callable[[], None] = lambda: None
@@ -337,6 +353,36 @@ class Scuttleup:
         # `verify` gets the change as it can be read, not as it is stored.
         verify = self._verify and partial(self._ask, self._verify)
         return ReplicationStream(store, mode=mode, live=live, verify=verify, wake=wake)
+
+    @property
+    def fork(self) -> Fork | None:
+        """Where our own signed log has forked: (seq, where that was seen); None if it has not.
+
+        After a fork, `append` and `extend` raise ForkedLog, and `new_id` begins a new log.
+        """
+        return self._own_store("look at `fork`").fork
+
+    def new_id(self, *, signed: bool = False) -> str:
+        """Begin a new log of our own, and return its id. The old one stays as another's log.
+
+        The secret key of a signed log is renamed to `signing.key.old1` and not deleted. Connections
+        that are open go on under the old id, so open the logs again before you replicate.
+        """
+        self._own_store("begin a new log").new_id(os.urandom(KEY_BYTES) if signed else None)
+        return self.id
+
+    def backup(self, path: str | bytes | PathLike[Any]) -> None:
+        """Make a whole copy as of now at `path`, while others read and write; it blocks its caller.
+
+        The copy knows that it is a backup. Where it is opened, it reads and replicates, but does
+        not append until `resume` is called: a log that goes on in two places forks. A secret key
+        that lies in the folder is copied. Raises DatabaseError if something is at `path` already.
+        """
+        self._own_store("back it up").copy_to(fsdecode(path))
+
+    def resume(self) -> None:
+        """Go on in a backup, because there is no other copy that was appended to since."""
+        self._own_store("resume").resume()
 
     def _own_store(self, work: str) -> Store:
         """The store in this process. Raises ScuttleupError if it is in another one."""

@@ -51,9 +51,17 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
     """
 
     def __init__(
-        self, store: Store, encoding: Encoding, *, since: dict[str, int], live: bool, tail: bool
+        self,
+        store: Store,
+        encoding: Encoding,
+        *,
+        since: dict[str, int],
+        live: bool,
+        tail: bool,
+        raw: bool,
     ) -> None:
         self._encoding = encoding
+        self._raw = raw
         # Whether to wait for more when all has been read.
         self._live = live or tail
         # Neither the alarm nor the follower knows this stream: see above.
@@ -111,6 +119,9 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         if run is None:
             return False
         peer, first, entries = run
+        if self._raw:
+            self._changes = expand(peer, first, entries)
+            return True
         if is_signed(peer):
             entries = list(map(strip, entries))
         self._changes = expand(peer, first, self._encoding.decode_all(peer, first, entries))

@@ -36,11 +36,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain, islice, takewhile
 
-from .changes import Run
+from .changes import Fork, Run
 from .keys import (
     CHANGES,
     CHANGES_END,
     DELETED_HEADS,
+    FORK,
     ID,
     SEPARATOR,
     check_peer,
@@ -164,6 +165,18 @@ def load_id(db: Any) -> str | None:
         return None if stored is None else check_peer(stored.decode())
     except ValueError as error:
         raise Unreadable(f"the id that is stored: {error}") from error
+
+
+def load_text(db: Any, key: bytes) -> str | None:
+    """What is stored under `key`, as text; None if nothing is."""
+    stored = db.get(key, verify_checksums=True)
+    return None if stored is None else stored.decode(errors="replace")
+
+
+def load_fork(db: Any) -> Fork | None:
+    """Where our own log has forked; None if that is not known."""
+    seq, _, where = (load_text(db, FORK) or "").partition(" ")
+    return Fork(int(seq), where) if seq.isdecimal() else None
 
 
 def load_heads(db: Any) -> dict[str, int]:

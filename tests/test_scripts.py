@@ -33,11 +33,15 @@ def run(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
 
 
 def test_the_exercise_as_it_is_written(tmp_path: Path) -> None:
-    """Reading before anything was appended prints nothing."""
-    outputs = [run(script, tmp_path) for script in ["read.py", *SCRIPTS * 2]]
-    assert [(result.returncode, result.stderr) for result in outputs] == [(0, "")] * 5
-    nothing, appended, first, appended_again, second = [result.stdout for result in outputs]
-    assert nothing == appended == appended_again == ""
+    """Reading before anything was appended says so, and makes no database."""
+    nothing = run("read.py", tmp_path)
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert nothing.stderr == "read.py: logs.db: there is no database\n"
+    assert os.listdir(tmp_path) == []
+    outputs = [run(script, tmp_path) for script in SCRIPTS * 2]
+    assert [(result.returncode, result.stderr) for result in outputs] == [(0, "")] * 4
+    appended, first, appended_again, second = [result.stdout for result in outputs]
+    assert appended == appended_again == ""
     assert re.fullmatch(r"\{peer: '[0-9a-f]{32}', seq: 1, entry: 'hello world'\}\n", first)
     assert second == first + first.replace("seq: 1", "seq: 2")
     assert os.listdir(tmp_path) == ["logs.db"]

@@ -95,9 +95,11 @@ def main(argv: list[str] | None = None) -> int:
         only_signed = getattr(args, "only_signed", False)
         # A peer runs for long, so it lets the other commands use its database.
         share = args.command == "replicate"
-        with open_logs(
-            args.db, signed=args.signed, only_signed=only_signed, share=share, wait=WAIT
-        ) as logs:
+        signed = args.signed and args.command != "new-id"
+        options = {"signed": signed, "only_signed": only_signed, "share": share}
+        # A mistyped path is no reason to make a database for one who only looks.
+        create = args.command in ("append", "import", "replicate", "new-id")
+        with open_logs(args.db, **options, create=create, wait=WAIT) as logs:
             status = int(args.run(logs, args) or 0)
             # It is done here, where an error of stdout is told like any other.
             sys.stdout.flush()
@@ -144,6 +146,13 @@ def _parser() -> argparse.ArgumentParser:
 
     argument = add("head", _head, "print the last number of every log; * is this peer's")
     argument("--json", action="store_true", help="as a JSON object")
+
+    argument = add("export", _export, "print every entry as it is stored, a JSON object a line")
+    argument = add("import", _import, "store what export has printed, from stdin")
+    argument = add("backup", _backup, "make a whole copy, which knows that it is a backup")
+    argument("path", metavar="NEW", help="a folder that is not there yet")
+    add("resume", _resume, "let a backup go on, because no other copy does")
+    add("new-id", _new_id, "begin a new log; the old one stays as another's log")
 
     add("check", _check, "read everything, and tell log by log whether it is what it should be")
 
@@ -259,6 +268,48 @@ def _json_line(change: Change) -> str:
 
         entry = {"entry_base64": b64encode(change.entry).decode()}
     return json.dumps({"peer": change.peer, "seq": change.seq, **entry})
+
+
+def _export(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Print every entry as it is stored: those of signed logs with their signatures."""
+    for change in logs.create_read_stream(raw=True):
+        print(_json_line(change))
+
+
+def _import(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Store what `export` has printed, some lines at a time; each of those is all stored or not."""
+    import json
+    from base64 import b64decode
+
+    def parse(line: bytes) -> Change:
+        found = json.loads(line)
+        entry = found["entry"].encode() if "entry" in found else b64decode(found["entry_base64"])
+        return Change(found["peer"], found["seq"], entry)
+
+    with open(0, "rb", closefd=False) as stdin:
+        first = 1
+        while lines := stdin.readlines(1 << 20):
+            try:
+                logs.write(map(parse, lines))
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+                last = first + len(lines) - 1
+                raise ValueError(f"lines {first} to {last} of stdin: {error}") from error
+            first += len(lines)
+
+
+def _backup(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Make a backup."""
+    logs.backup(args.path)
+
+
+def _resume(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Let a backup go on."""
+    logs.resume()
+
+
+def _new_id(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Begin a new log, and print its id."""
+    print(logs.new_id(signed=args.signed))
 
 
 def _head(logs: Scuttleup, args: argparse.Namespace) -> None:

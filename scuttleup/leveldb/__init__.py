@@ -12,6 +12,7 @@ What the rest of the package uses of it is here:
 
 | file          | what lives there                                                        |
 |---------------|-------------------------------------------------------------------------|
+| `copying.py`  | a whole copy, made while others read and write                          |
 | `opening.py`  | what is open here, and opening, under a lock                            |
 | `manifest.py` | what a folder holds: a whole database, a part of one, or none           |
 | `database.py` | locks, closing, and errors, around every use                            |
@@ -29,3 +30,16 @@ from .database import Database as Database
 from .folder import ident as ident
 from .fork import FORKED as FORKED
 from .opening import open_database as open_database
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .copying import copy as copy
+else:
+
+    def __getattr__(name: str) -> object:
+        """Load what makes a copy when it is used, which is seldom."""
+        if name != "copy":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .copying import copy
+
+        return copy

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
+def open_database(path: str | bytes | os.PathLike[Any], *, create: bool = True) -> Database:
     """Open the LevelDB at `path`, with every check that LevelDB has.
 
     A new one is made where there is nothing, where the folder is empty, and where there are only
     files that a first run left when it was killed. Everything else is refused with a DatabaseError
-    that names the path and the reason. Nothing is created or deleted in that case.
+    that names the path and the reason. Nothing is created or deleted in that case. Without `create`
+    a new one is refused as well.
 
     Raises ValueError if `path` cannot be a path.
     """
@@ -55,11 +56,15 @@ def open_database(path: str | bytes | os.PathLike[Any]) -> Database:
             if os.path.isfile(real):
                 raise DatabaseError(f"{path} is not a database: it is a file")
             with suppress(FileExistsError):
+                if not create and not os.path.isdir(real):
+                    raise DatabaseError(f"{path}: there is no database")
                 os.mkdir(real, 0o755)
             folder = Folder(real)
+            if (new := is_new(path, real)) and not create:
+                raise DatabaseError(f"{path}: there is no database")
             db = binding.DB(
                 name,
-                create_if_missing=is_new(path, real),
+                create_if_missing=new,
                 paranoid_checks=True,
                 write_buffer_size=limits.WRITE_BUFFER,
             )

@@ -103,6 +103,7 @@ class Door:
             approved, more = self._decide(runs)
             count = store.commit(approved)
         verdicts += more
+        self._note_fork(verdicts, "in a remote's entries")
         self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
         return count, verdicts
 
@@ -117,6 +118,7 @@ class Door:
             store.settle()
             approved, verdicts = self._decide(runs)
             if verdicts:
+                self._note_fork(verdicts, "by write")
                 raise ValueError("; ".join(f"{peer!r}: {why}" for peer, _, why in verdicts))
             return store.commit(approved, sync)
 
@@ -172,6 +174,12 @@ class Door:
                 heads[peer] = first + len(entries) - 1
                 approved.append(Run(peer, first, entries))
         return approved, verdicts
+
+    def _note_fork(self, verdicts: list[Verdict], where: str) -> None:
+        """Tell the store if one of `verdicts` proves that our own log has forked."""
+        for peer, seq, reason in verdicts:
+            if peer == self._store.id and reason == f"fork at {seq}":
+                self._store.note_fork(seq, where)
 
     def _log_fault(self, peer: str, is_new: bool) -> str:
         """What the id of a log alone tells against it; "" if there is nothing."""

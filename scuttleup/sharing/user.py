@@ -47,7 +47,13 @@ _NESTED = "a call was begun in the middle of another one, for instance by a sign
 
 
 def wait_for(
-    path: str, locked: DatabaseLocked, given: dict[str, Any], *, share: bool, wait: float
+    path: str,
+    locked: DatabaseLocked,
+    given: dict[str, Any],
+    *,
+    create: bool,
+    share: bool,
+    wait: float,
 ) -> Database | SharedStore:
     """The database at `path` as soon as it is free, or before that the store of who shares it.
 
@@ -65,7 +71,7 @@ def wait_for(
             raise locked
         sleep(0.05)
         try:
-            return open_database(path)
+            return open_database(path, create=create)
         except DatabaseLocked as error:
             locked = error
 

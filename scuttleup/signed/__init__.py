@@ -4,9 +4,11 @@
 rest of the package uses of this folder only the names that are handed out below.
 """
 
+from .authors import KEY_FILE as KEY_FILE
 from .authors import Authors as Authors
 from .authors import find_id as find_id
 from .authors import load_key as load_key
+from .authors import new_key as new_key
 from .signing import FIRST_LINK as FIRST_LINK
 from .signing import KEY_BYTES as KEY_BYTES
 from .signing import PREFIX as PREFIX

@@ -19,13 +19,25 @@ our own log come in from elsewhere, as after a backup was restored.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from itertools import count
 
 from ..changes import Run
 from ..errors import ScuttleupError
 from ..keys import DELETED_HASHES, DELETED_HEADS, check_peer, log_prefix, pack_seq
 from ..leveldb import Database, Unreadable, files
 from ..scan import load_id
-from .signing import FIRST_LINK, KEY_BYTES, PREFIX, Signer, check, is_odd, is_signed, link_after
+from .signing import (
+    FIRST_LINK,
+    KEY_BYTES,
+    PREFIX,
+    Signer,
+    check,
+    is_odd,
+    is_signed,
+    link_after,
+    pynacl_installed,
+)
 
 # The file in the database's folder that holds the secret key, 32 bytes.
 KEY_FILE = "signing.key"
@@ -96,6 +108,19 @@ class Authors:
             )
         return signer
 
+    def link_to_keep(self, peer: str, head: int) -> bytes | None:
+        """The link after entry `head`, for `delete` to keep; None if its author did not sign it.
+
+        Such an entry is somebody's garbage, and nothing is to be linked to it.
+        """
+        with self._database.reads, self._database as db:
+            stored = db.get(log_prefix(peer) + pack_seq(head), verify_checksums=True)
+        # With an unknown link, `check` looks at the signature alone.
+        known = stored is not None and pynacl_installed()
+        if known and check(Run(peer, head, [stored]), None).fault:
+            return None
+        return self.link_after(peer, head)
+
     def link_after(self, peer: str, head: int) -> bytes | None:
         """The link (32 bytes) after entry `head` of a signed log; None if that is not known here.
 
@@ -114,6 +139,16 @@ class Authors:
                 return None
             link: bytes | None = db.get(DELETED_HASHES + name, verify_checksums=True)
             return link
+
+
+def new_key(database: Database, key: bytes | None) -> None:
+    """Put `key` where the secret key lies. The one that lies there is renamed and not deleted."""
+    path = os.path.join(database.folder, KEY_FILE)
+    old = next(name for number in count(1) if not os.path.exists(name := f"{path}.old{number}"))
+    with suppress(FileNotFoundError):
+        os.rename(path, old)
+    if key is not None:
+        files.write_file(path, key)
 
 
 def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: bool) -> str:
