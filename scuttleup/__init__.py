@@ -66,6 +66,6 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Change", "ConnectionLost", "DamagedDatabase", "DatabaseError", "DatabaseLocked",
-    "EntryNotFound", "Fork", "ForkedLog", "Peer", "ProtocolError", "ReadStream", "Replicated", "ReplicationStream",
-    "Scuttleup", "ScuttleupError", "Tls", "WriteInDoubt", "load_tls", "open",
+    "EntryNotFound", "Fork", "ForkedLog", "Peer", "ProtocolError", "ReadStream", "Replicated",
+    "ReplicationStream", "Scuttleup", "ScuttleupError", "Tls", "WriteInDoubt", "load_tls", "open",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What comes after the first week: backups, forks, new ids, exports, and bookmarks that are ahead."""
+"""What comes after the first week: backups, forks, new ids, exports, bookmarks that are ahead."""
 
 from __future__ import annotations
 

@@ -150,6 +150,7 @@ NO_HEADS = {"list": "[]", "text": '{"a": "b"}', "deep": "[" * 100_000, "half": "
 def test_what_goes_wrong_is_told_in_one_line_with_status_1(args: str, complaint: str) -> None:
     for name, text in NO_HEADS.items():
         Path(name).write_text(text, encoding="latin-1")
+    scuttleup.open("logs.db").close()
     status, out, err = run(*args.split())
     assert (status, out) == (1, "")
     [line] = [line for line in err.splitlines() if "sent 0, received 0" not in line]
