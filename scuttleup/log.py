@@ -368,7 +368,9 @@ class Scuttleup:
         The secret key of a signed log is renamed to `signing.key.old1` and not deleted. Connections
         that are open go on under the old id, so open the logs again before you replicate.
         """
-        self._own_store("begin a new log").new_id(os.urandom(KEY_BYTES) if signed else None)
+        from .identity import begin_anew
+
+        begin_anew(self._own_store("begin a new log"), os.urandom(KEY_BYTES) if signed else None)
         return self.id
 
     def backup(self, path: str | bytes | PathLike[Any]) -> None:
@@ -378,11 +380,15 @@ class Scuttleup:
         not append until `resume` is called: a log that goes on in two places forks. A secret key
         that lies in the folder is copied. Raises DatabaseError if something is at `path` already.
         """
-        self._own_store("back it up").copy_to(fsdecode(path))
+        from .identity import back_up
+
+        back_up(self._own_store("back it up"), fsdecode(path))
 
     def resume(self) -> None:
         """Go on in a backup, because there is no other copy that was appended to since."""
-        self._own_store("resume").resume()
+        from .identity import resume
+
+        resume(self._own_store("resume"))
 
     def _own_store(self, work: str) -> Store:
         """The store in this process. Raises ScuttleupError if it is in another one."""

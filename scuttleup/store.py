@@ -44,13 +44,12 @@ entries that survive under a lost id would be somebody else's.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from time import monotonic, strftime
+from time import monotonic
 
 from . import limits
-from .changes import Fork, Run
+from .changes import Run
 from .errors import EntryNotFound, ForkedLog, ScuttleupError
 from .events import Events
 from .follower import Follower, News, Span
@@ -58,7 +57,6 @@ from .keys import (
     BACKUP,
     DELETED_HASHES,
     DELETED_HEADS,
-    FORK,
     ID,
     change_keys,
     log_bytes,
@@ -68,7 +66,7 @@ from .keys import (
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_HANDSHAKE, MAX_SEQ
 from .scan import keys_between, load_fork, load_heads, load_id, load_text
-from .signed import KEY_FILE, Authors, find_id, is_signed, new_key
+from .signed import Authors, find_id, is_signed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,11 +125,16 @@ class Store:
             # Where our own signed log has forked, and of which day the backup is that this is.
             self.fork = load_fork(db)
             self.backup = load_text(db, BACKUP)
-        self._is_signed = is_signed(self.id)
-        self._authors = Authors(database, self.id, key)
         self.only_signed = only_signed
+        self.take_id(self.id, key)
+
+    def take_id(self, id: str, key: bytes | None) -> None:
+        """Go on as the peer `id`, whose secret key is `key`. The id is stored already."""
+        self.id = id
+        self.is_signed = is_signed(id)
+        self._authors = Authors(self.database, id, key)
         self.link_after = self._authors.link_after
-        self.room = _room(self.id, self.heads)
+        self.room = _room(id, self.heads)
         # The keys of our next entries. To take one of them is much faster than making a key anew.
         self._own_keys = self._keys_to_come()
 
@@ -161,7 +164,7 @@ class Store:
             head = self.heads.get(own, 0)
             if head == MAX_SEQ:
                 raise OverflowError(f"the log of {own!r} is full, its last number is {MAX_SEQ}")
-            if self._is_signed:
+            if self.is_signed:
                 [entry] = self._authors.seal(head, [entry])
             if len(entry) > self.max_entry:
                 raise ValueError(too_large(head + 1, len(entry), self.max_entry))
@@ -198,7 +201,7 @@ class Store:
                     f"{len(entries)} more entries do not fit into the log of {self.id!r}: "
                     f"it is at {head} and ends at {MAX_SEQ}"
                 )
-            if self._is_signed:
+            if self.is_signed:
                 entries = self._authors.seal(head, entries)
             for seq, entry in enumerate(entries, head + 1):
                 if len(entry) > self.max_entry:
@@ -268,8 +271,6 @@ class Store:
         """Give the disk back what deleted entries take, while others read and write."""
         self.database.compact(b"\0", b"\xff")
 
-    # --- What becomes of our own log ---
-
     def _check_may_append(self) -> None:
         """Raise ForkedLog after a fork, and ScuttleupError in a backup that is not to go on."""
         if self.fork:
@@ -283,51 +284,6 @@ class Store:
                 f"{self.database.path} is a backup of {self.backup}: replicate first, so that your "
                 "peers give back what they have, and call `resume` if there is no other copy"
             )
-
-    def note_fork(self, seq: int, where: str) -> None:
-        """Remember that another entry `seq` than ours bears our signature, as was seen `where`."""
-        with self.database.writes, self.database as db:
-            if self.fork is None:
-                db.put(FORK, f"{seq} {where}".encode(), sync=True)
-                self.fork = Fork(seq, where)
-                text = f"your own log {self.id!r} has forked at {seq}, as was seen {where}"
-                self.events.tell("error", "own fork", text)
-
-    def resume(self) -> None:
-        """Go on in a backup. Nothing happens in any other database."""
-        self.refuse_nested()
-        with self.database.writes, self.database as db:
-            db.delete(BACKUP, sync=True)
-            self.backup = None
-
-    def new_id(self, key: bytes | None) -> None:
-        """Begin a new log: that of the secret `key`, or an unsigned one with a random id."""
-        id = find_id(None, None, key, False)
-        self.refuse_nested()
-        with self.database.writes, self.database as db:
-            self.settle()
-            # In this order each moment leaves a database that opens.
-            new_key(self.database, None)
-            with db.write_batch(sync=True) as batch:
-                batch.put(ID, id.encode())
-                batch.delete(FORK)
-                batch.delete(BACKUP)
-            new_key(self.database, key)
-            self.id, self.fork, self.backup = id, None, None
-            self._is_signed = is_signed(id)
-            self._authors = Authors(self.database, id, key)
-            self.link_after = self._authors.link_after
-            self.room = _room(id, self.heads)
-            self._own_keys = self._keys_to_come()
-
-    def copy_to(self, path: str) -> None:
-        """Make a backup at `path`: a whole copy as of now, which knows that it is one."""
-        from .leveldb import copy  # here, as it is seldom needed
-
-        copy(self.database, path, last=ID, more={BACKUP: strftime("%Y-%m-%d").encode()})
-        key = files.read_file(os.path.join(self.database.folder, KEY_FILE))
-        if key is not None and self._is_signed:
-            files.write_file(os.path.join(path, KEY_FILE), key)
 
     def _note_head(self, batch: Any, peer: str, first: int, last: int) -> None:
         """Have `batch` write down the head of `peer`, if that entry is deleted with it or after it.

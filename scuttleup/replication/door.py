@@ -42,6 +42,7 @@ from typing import NamedTuple
 
 from .. import limits
 from ..changes import Change, Run, expand
+from ..identity import note_fork
 from ..keys import check_peer, log_bytes
 from ..signed import PREFIX, check, is_odd, pynacl_installed
 from ..store import Store, too_large
@@ -179,7 +180,7 @@ class Door:
         """Tell the store if one of `verdicts` proves that our own log has forked."""
         for peer, seq, reason in verdicts:
             if peer == self._store.id and reason == f"fork at {seq}":
-                self._store.note_fork(seq, where)
+                note_fork(self._store, seq, where)
 
     def _log_fault(self, peer: str, is_new: bool) -> str:
         """What the id of a log alone tells against it; "" if there is nothing."""

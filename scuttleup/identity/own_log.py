@@ -1,0 +1,72 @@
+"""Backups, forks and new ids of our own log.
+
+Theory of operation
+-------------------
+
+A log that goes on in two places gives one number to two entries, which is a fork, and peers take no
+more of it. Two keys of the database keep that from happening unseen, and from going on:
+
+- `backup`, with the day when it was made, stands in every backup. While it is there, nothing is
+  appended: whoever restores a backup first gets back what peers have of his log, and then says with
+  `resume` that there is no other copy.
+- `fork`, with the number and where it was seen, is written when somebody shows another entry of
+  ours with our signature. Only the owner of the key can have made it, so no stranger can stop us.
+  From then on nothing is appended.
+
+A new id ends both: the old log stays as another's log.
+"""
+
+from __future__ import annotations
+
+import os
+from time import strftime
+
+from ..changes import Fork
+from ..keys import BACKUP, FORK, ID
+from ..leveldb import copy, files
+from ..signed import KEY_FILE, find_id, new_key
+from ..store import Store
+
+
+def back_up(store: Store, path: str) -> None:
+    """Make a backup at `path`: a whole copy as of now, with the secret key if that lies here."""
+    database = store.database
+    copy(database, path, last=ID, more={BACKUP: strftime("%Y-%m-%d").encode()})
+    key = files.read_file(os.path.join(database.folder, KEY_FILE))
+    if key is not None and store.is_signed:
+        files.write_file(os.path.join(path, KEY_FILE), key)
+
+
+def resume(store: Store) -> None:
+    """Go on in a backup. Nothing happens in any other database."""
+    store.refuse_nested()
+    with store.database.writes, store.database as db:
+        db.delete(BACKUP, sync=True)
+        store.backup = None
+
+
+def note_fork(store: Store, seq: int, where: str) -> None:
+    """Remember that another entry `seq` than ours bears our signature, as was seen `where`."""
+    with store.database.writes, store.database as db:
+        if store.fork is None:
+            db.put(FORK, f"{seq} {where}".encode(), sync=True)
+            store.fork = Fork(seq, where)
+            text = f"your own log {store.id!r} has forked at {seq}, as was seen {where}"
+            store.events.tell("error", "own fork", text)
+
+
+def begin_anew(store: Store, key: bytes | None) -> None:
+    """Begin a new log: that of the secret `key`, or an unsigned one with a random id."""
+    id = find_id(None, None, key, False)
+    store.refuse_nested()
+    with store.database.writes, store.database as db:
+        store.settle()
+        # In this order each moment leaves a database that opens.
+        new_key(store.database, None)
+        with db.write_batch(sync=True) as batch:
+            batch.put(ID, id.encode())
+            batch.delete(FORK)
+            batch.delete(BACKUP)
+        new_key(store.database, key)
+        store.fork = store.backup = None
+        store.take_id(id, key)
