@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
 from . import limits
-from .changes import Run
+from .changes import Fork, Run
 from .errors import EntryNotFound, ForkedLog, ScuttleupError
 from .events import Events
 from .follower import Follower, News, Span
@@ -122,11 +122,18 @@ class Store:
                 db.put(ID, self.id.encode(), sync=True)
                 files.sync_folder(database.folder)
             self.heads = load_heads(db)
-            # Where our own signed log has forked, and of which day the backup is that this is.
-            self.fork = load_fork(db)
-            self.backup = load_text(db, BACKUP)
+            self.go_on(load_fork(db), load_text(db, BACKUP))
         self.only_signed = only_signed
         self.take_id(self.id, key)
+
+    def go_on(self, fork: Fork | None, backup: str | None) -> None:
+        """Note where our own log has forked, and of which day the backup is that this is.
+
+        After the one, and in the other, nothing is appended. `append` sees that by the last number
+        that it may give out.
+        """
+        self.fork, self.backup = fork, backup
+        self._last = 0 if fork or backup else MAX_SEQ
 
     def take_id(self, id: str, key: bytes | None) -> None:
         """Go on as the peer `id`, whose secret key is `key`. The id is stored already."""
@@ -150,19 +157,13 @@ class Store:
         if database.writes._is_owned():  # type: ignore[attr-defined]  # see `refuse_nested`
             raise ScuttleupError(_NESTED)
         with database.writes:
-            if (
-                self._in_doubt
-                or database.refusal is not None
-                or monotonic() > database.look_next
-                or self.fork
-                or self.backup
-            ):
+            if self._in_doubt or database.refusal is not None or monotonic() > database.look_next:
                 with database:
                     self.settle()
-                    self._check_may_append()
             own = self.id
             head = self.heads.get(own, 0)
-            if head == MAX_SEQ:
+            if head >= self._last:
+                self._check_may_append()
                 raise OverflowError(f"the log of {own!r} is full, its last number is {MAX_SEQ}")
             if self.is_signed:
                 [entry] = self._authors.seal(head, [entry])
@@ -203,9 +204,10 @@ class Store:
                 )
             if self.is_signed:
                 entries = self._authors.seal(head, entries)
-            for seq, entry in enumerate(entries, head + 1):
-                if len(entry) > self.max_entry:
-                    raise ValueError(too_large(seq, len(entry), self.max_entry))
+            if max(map(len, entries), default=0) > self.max_entry:
+                sizes = enumerate(map(len, entries), head + 1)
+                seq, size = next(each for each in sizes if each[1] > self.max_entry)
+                raise ValueError(too_large(seq, size, self.max_entry))
             self.commit([Run(self.id, head + 1, entries)], sync)
             return head + 1
 

@@ -42,7 +42,7 @@ def resume(store: Store) -> None:
     store.refuse_nested()
     with store.database.writes, store.database as db:
         db.delete(BACKUP, sync=True)
-        store.backup = None
+        store.go_on(store.fork, None)
 
 
 def note_fork(store: Store, seq: int, where: str) -> None:
@@ -50,7 +50,7 @@ def note_fork(store: Store, seq: int, where: str) -> None:
     with store.database.writes, store.database as db:
         if store.fork is None:
             db.put(FORK, f"{seq} {where}".encode(), sync=True)
-            store.fork = Fork(seq, where)
+            store.go_on(Fork(seq, where), store.backup)
             text = f"your own log {store.id!r} has forked at {seq}, as was seen {where}"
             store.events.tell("error", "own fork", text)
 
@@ -68,5 +68,5 @@ def begin_anew(store: Store, key: bytes | None) -> None:
             batch.delete(FORK)
             batch.delete(BACKUP)
         new_key(store.database, key)
-        store.fork = store.backup = None
+        store.go_on(None, None)
         store.take_id(id, key)
