@@ -8,13 +8,7 @@ Everything that a program needs is here. `open` is where to begin:
 ...     for change in logs.create_read_stream():
 ...         print(change)
 
-Each file knows only the files below it, so read them from the bottom up, in three sittings:
-
-1. The log: `errors`, `limits`, `changes`, `encodings`, `keys`, `scan`, `follower`, `events`,
-   `store`, `read_stream`, `log`.
-2. What it stands on and what it does: `leveldb/` (a LevelDB made safe), `signed/` (signed logs),
-   `replication/` (the frames of the wire, the protocol without I/O, the same over asyncio).
-3. The running peer: `peer` (stays connected), `command/` (the command line).
+The README says in which order the files are read, under "Reading the source".
 """
 
 from __future__ import annotations
@@ -33,7 +27,7 @@ from .errors import (
 )
 from .log import Scuttleup, open
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
