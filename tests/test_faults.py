@@ -113,7 +113,7 @@ def some(count: int) -> Iterator[int]:
         step += number % 3 == 0
 
 
-RUNS = int(os.environ.get("FAULTS", "12"))
+RUNS = int(os.environ.get("FAULTS", "16"))
 
 
 @pytest.mark.parametrize("sync", ["sync", "no sync"])
