@@ -118,6 +118,11 @@ class Link:
             raise ConnectionResetError("the other side has ended")
         return data
 
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):
+            self._file.close()
+            self.sock.close()
+
     def end(self, how: int = socket.SHUT_RDWR) -> None:
         """Wake whoever waits here. The descriptor is closed when nobody holds the link any more."""
         with suppress(OSError):
