@@ -250,7 +250,8 @@ class _Feed:
                     self.runs.append(run)
             except Exception as error:
                 self._ended = True
-                self.runs.append(error)
+                # Its traceback refers to this feed, and the two would keep each other.
+                self.runs.append(type(error)(*error.args))
             with suppress(Exception):
                 self._wake()
 
@@ -266,7 +267,7 @@ class _Feed:
             if self.closed or self.store.closed or not self.runs:
                 return None
             if isinstance(first := self.runs[0], Exception):
-                raise first
+                raise type(first)(*first.args)
             self.runs.popleft()
             self._room.release()
             return first
