@@ -31,14 +31,14 @@ __version__ = "2.0.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .peer import Peer, Tls, load_tls
+    from .peer import Connection, Peer, Tls, load_tls
     from .read_stream import ReadStream
     from .replication import Replicated, ReplicationStream
 else:
 
     def __getattr__(name: str) -> object:
         """Load the rest when it is used: asyncio, above all, takes longer than a log needs."""
-        if name in ("Peer", "Tls", "load_tls"):
+        if name in ("Connection", "Peer", "Tls", "load_tls"):
             from . import peer
 
             return getattr(peer, name)
@@ -59,7 +59,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "Change", "ConnectionLost", "DamagedDatabase", "DatabaseError", "DatabaseLocked",
+    "Change", "Connection", "ConnectionLost", "DamagedDatabase", "DatabaseError", "DatabaseLocked",
     "EntryNotFound", "Fork", "ForkedLog", "Peer", "ProtocolError", "ReadStream", "Replicated",
     "ReplicationStream", "Scuttleup", "ScuttleupError", "Tls", "WriteInDoubt", "load_tls", "open",
 ]  # fmt: skip

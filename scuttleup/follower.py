@@ -147,6 +147,8 @@ class Follower:
         self._runs: list[Run] = []
         self._live = live
         self._wake = wake
+        # Whether all of the first spans were read. For reading from outside.
+        self.past_snapshot = False
         # Whether `close` was called.
         self._closed = False
         # The weak reference removes itself from the dict when the follower is dropped.
@@ -191,9 +193,11 @@ class Follower:
                     self._since[peer] = last
             elif self._spans and (span := next(self._spans, None)):
                 self._span, self._after = span, 0
-            elif not self._live or self._nothing_new():
-                self._spans = None
-                return None
+            else:
+                self.past_snapshot = True
+                if not self._live or self._nothing_new():
+                    self._spans = None
+                    return None
         return self._runs.pop()
 
     def _nothing_new(self) -> bool:

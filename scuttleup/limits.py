@@ -66,6 +66,11 @@ MAX_LEFT_OUT = 100_000
 MAX_NAMED = 20
 # Characters that are shown of a peer id that a remote chose. Random ids and signed ids are shorter.
 MAX_SHOWN = 64
+# Characters that are shown of a remote's reason for leaving out a log. Ours are shorter.
+MAX_REASON = 120
+# How many changes of one turn are looked up, if some of the turn were not new, so that a report can
+# say which of them are here. That takes 4 ms. The rest of such a turn is reported as lost.
+LOOK_UPS = 1000
 # Characters of a wrong value that an error shows. A printable peer id is shown whole.
 MAX_REPR = 300
 
@@ -91,9 +96,14 @@ ALIVE = 60
 # than any usable link has. So a byte now and then is not enough. Whoever wants to hold MAX_FRAME of
 # our memory has to send it, and can hold it for four hours at most before sending it again.
 PROGRESS_BYTES = 64 * 1024
-# How long a replication that is not live waits for more of what it was promised. The remote may
-# have deleted those entries.
+# How long a replication that is not live waits for more of what a remote that does not report has
+# promised. That one may have deleted those entries.
 PROMISED = 5
+# How many logs such a remote is thought to look through in a second, before it sends the first
+# entry. The original needs more than 5 seconds for 40,000 on a slow machine.
+PROMISED_LOGS = 2000
+# How long a live replication lets a report wait, so that one report tells of many changes.
+REPORT = 0.1
 # How long the remote may go on to read what we sent, after we have ended our side.
 LINGER = 10
 

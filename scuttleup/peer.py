@@ -63,7 +63,7 @@ import ssl
 import sys
 import threading
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -73,7 +73,7 @@ from typing import Any, NamedTuple
 from . import limits
 from .errors import ConnectionLost, ProtocolError, ScuttleupError
 from .log import Scuttleup
-from .replication import MODES, Mode, Replicated
+from .replication import MODES, Mode, Replicated, ReplicationStream, replicate
 
 # A host, which is a name or a number, and a port.
 Address = tuple[str, int]
@@ -91,6 +91,22 @@ logger = logging.getLogger("scuttleup")
 # Without any handler, Python would print warnings on stderr. What a program prints is its own
 # decision.
 logger.addHandler(logging.NullHandler())
+
+
+class Connection(NamedTuple):
+    """A connection of a `Peer`, and how far it has come.
+
+    `remote_id` is None until the remote has said it. `delivered` is how many of the `sent` changes
+    the remote says it has, and None if it does not report. `complete` is whether it has dealt with
+    all of them, and has sent what it had when the two met.
+    """
+
+    address: Address
+    remote_id: str | None
+    sent: int
+    delivered: int | None
+    received: int
+    complete: bool
 
 
 class Tls(NamedTuple):
@@ -193,8 +209,11 @@ class Peer:
         self._guests: dict[asyncio.Task[None], str | bytes] = {}
         # Which of these belong to an address in `connect`; None until the peer is entered.
         self._dialing: dict[asyncio.Task[None], Address] | None = None
-        # The addresses of those who are connected now, by their writers.
-        self._connected: dict[StreamWriter, Address] = {}
+        # The addresses of those who are connected now, and the replications with them, by their
+        # writers.
+        self._connected: dict[StreamWriter, tuple[Address, ReplicationStream]] = {}
+        # Set when a remote has reported, and when a connection has begun or ended.
+        self._changed = asyncio.Event()
         # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
         self._over = asyncio.Event()
         # Where everything that happens is told.
@@ -204,7 +223,7 @@ class Peer:
         self._first_spare = 0
         # What all exchanges that have ended sent, received and refused.
         self._replicated = Replicated(0, 0, {})
-        self._failures = 0
+        self._failures = self._lost = 0
         self._addresses: list[Address] = []
 
     @property
@@ -218,9 +237,45 @@ class Peer:
         return self._failures
 
     @property
+    def lost(self) -> int:
+        """How many changes, sent in exchanges that have ended, remotes say they wanted and lack."""
+        return self._lost
+
+    @property
     def connected(self) -> list[Address]:
         """The addresses of those who are connected now, the one that came first at the front."""
-        return list(self._connected.values())
+        return [address for address, _ in self._connected.values()]
+
+    @property
+    def connections(self) -> list[Connection]:
+        """What is known of those who are connected now, in the same order."""
+        found = []
+        for address, stream in self._connected.values():
+            sent, received, _, delivered, *_ = stream.replicated
+            about = address, stream.remote_id, sent, delivered, received, stream.complete
+            found.append(Connection(*about))
+        return found
+
+    async def caught_up(self) -> None:
+        """Wait until those who are connected and report have all that we have, and we have theirs.
+
+        There has to be one at least. A connection that is lost meanwhile is waited for again. What
+        a remote got after the meeting may still be on its way, and a remote that does not report,
+        such as the original, is not waited for. Raises ScuttleupError if the logs are closed or the
+        peer has ended.
+        """
+        met: set[Address] = set()
+        while True:
+            self._changed.clear()
+            self._store.database.ready()
+            if self._over.is_set() and not self._sessions:
+                raise ScuttleupError("the peer has ended")
+            links = [it for it in self._connected.values() if it[1].reports is not False]
+            now = {address for address, _ in links}
+            met = (met | now) & set(self._connect)
+            if links and met <= now and all(stream.caught_up for _, stream in links):
+                return
+            await self._changed.wait()
 
     @property
     def replicated(self) -> Replicated:
@@ -313,6 +368,7 @@ class Peer:
         for task in (*self._acceptors, *self._sessions):
             task.cancel()
         self._over.set()
+        self._changed.set()
 
     def _start(self, session: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a session, which counts as a connection until it ends."""
@@ -338,6 +394,7 @@ class Peer:
             self._dialing.pop(task, None)
         if not self._live and not self._sessions:
             self._over.set()
+        self._changed.set()
 
     # --- Those who come ---
 
@@ -473,12 +530,11 @@ class Peer:
 
         `who` is the name by which `Events` tells this remote from others.
         """
-        self._connected[writer] = address
         name = _show(address)
         self._tell("info", "connected", f"{name}: connected", who=who)
         went_well = in_error = False
         try:
-            result = await self._logs.replicate(reader, writer, mode=self._mode, live=self._live)
+            result = await replicate(partial(self._make_stream, address, writer), reader, writer)
         except (ProtocolError, ConnectionLost) as error:
             self._failures += 1
             in_error = isinstance(error, ProtocolError)
@@ -496,20 +552,39 @@ class Peer:
         else:
             went_well = True
             self._count(result)
+            self._lost += self._connected[writer][1].lost_there
             if self._live:
                 self._tell("info", "gone", f"{name}: gone", who=who)
         finally:
-            del self._connected[writer]
+            self._connected.pop(writer, None)
+            self._changed.set()
             writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
         return went_well, in_error
 
+    def _make_stream(
+        self, address: Address, writer: StreamWriter, wake: Callable[[], None]
+    ) -> ReplicationStream:
+        stream = self._logs.create_replication_stream(mode=self._mode, live=self._live, wake=wake)
+        stream.on_report = self._changed.set
+        self._connected[writer] = address, stream
+        return stream
+
     def _count(self, result: Replicated) -> None:
         """Add what an exchange came to. Only MAX_NAMED of the refused logs are kept."""
-        sent, received, refused = self._replicated
-        named = islice({**refused, **result.refused}.items(), limits.MAX_NAMED)
-        self._replicated = Replicated(sent + result.sent, received + result.received, dict(named))
+        before, named = self._replicated, {}
+        for name in ("refused", "refused_there"):
+            both = {**getattr(before, name), **getattr(result, name)}
+            named[name] = dict(islice(both.items(), limits.MAX_NAMED))
+        known = [it.delivered for it in (before, result) if it.delivered is not None]
+        self._replicated = Replicated(
+            sent=before.sent + result.sent,
+            received=before.received + result.received,
+            delivered=sum(known) if known else None,
+            given_up=before.given_up + result.given_up,
+            **named,
+        )
 
 
 async def _listen(address: Address) -> list[socket.socket]:

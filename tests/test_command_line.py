@@ -217,11 +217,24 @@ def test_once_exchanges_what_is_there_and_says_how_much(
     status, out, err = once(port, *([f"--mode={mode}"] if mode else []))
     assert status == 0
     assert [line[-4:-1] for line in out.splitlines()] == ["'1'", "'2'", "'3'"][:received]
-    said = f"scuttleup: .*: connected\nscuttleup: sent {sent}, received {received}\n"
+    delivered, back = (f", delivered {count}" if count else "" for count in (sent, received))
+    said = f"scuttleup: .*: connected\nscuttleup: sent {sent}, received {received}{delivered}\n"
     assert re.fullmatch(said, err)
     status, _, err = alice.result()
     assert status == 0
-    assert err.endswith(f"scuttleup: sent {received}, received {sent}\n")
+    assert err.endswith(f"scuttleup: sent {received}, received {sent}{back}\n")
+
+
+def test_once_fails_if_what_it_sent_is_not_taken() -> None:
+    pytest.importorskip("nacl")
+    run("--db", "b.db", "append", "unsigned")
+    run("--db", "a.db", "--signed", "append", "signed")
+    alice = Command("--db", "a.db", "replicate", "--listen", "0", "--only-signed")
+    status, _, err = once(alice.port(), "--mode=push")
+    assert status == 1
+    assert re.search("the remote leaves out our own log: is not signed", err)
+    assert err.endswith("sent 1, received 0, delivered 0\n")
+    alice.end(signal.SIGINT)
 
 
 def test_once_ends_when_all_have_been_met_and_not_with_the_first_that_comes() -> None:
@@ -544,9 +557,10 @@ def test_a_terminal_that_is_stopped_stops_no_peer(shell: Shell) -> None:
     port = int(shell.wait_for("\r\n"))
     shell.type("\x13")  # Ctrl-S
     run("--db", "b.db", "append", "over", "there")
-    for sent in (2, 0):
+    for sent, delivered in ((2, ", delivered 2"), (0, "")):
         status, _, err = once(port)
-        assert (status, err.splitlines()[-1]) == (0, f"scuttleup: sent {sent}, received 0")
+        last = f"scuttleup: sent {sent}, received 0{delivered}"
+        assert (status, err.splitlines()[-1]) == (0, last)
     shell.type("\x03", "$ ")
 
 

@@ -374,7 +374,7 @@ def test_frames_of_length_0_are_skipped(cutting: list[int]) -> None:
     for piece in cut(nothing + encode_handshake("f", {}, "pull"), cutting):
         decoder.feed(piece)
         assert list(decoder.digests()) == []
-    assert decoder.handshake == ("f", "pull")
+    assert decoder.handshake == ("f", "pull", False)
     assert not decoder.pending
     changes = [encode_changes("f", seq, [b"e"]) for seq in (1, 2, 3)]
     pieces = cut(nothing.join([b"", *changes, b""]), cutting)
@@ -481,7 +481,7 @@ def test_a_handshake_of_many_logs_is_read_as_it_comes() -> None:
         found.update(decoder.digests())
         assert len(decoder._buffer) < 2 * MAX_FIELD
     assert found == head
-    assert decoder.handshake == ("far", "sync")
+    assert decoder.handshake == ("far", "sync", False)
 
 
 def test_what_came_before_an_error_is_read() -> None:

@@ -104,6 +104,25 @@ async def test_of_a_name_the_address_counts_with_which_it_goes_well(
             assert peer.failures == 0
 
 
+async def test_it_knows_how_far_each_has_come_and_when_all_have_caught_up(
+    alice: Scuttleup, bob: Scuttleup
+) -> None:
+    alice.append("before")
+    async with Peer(alice, listen=HERE) as server, Peer(bob, connect=server.addresses) as client:
+        await client.caught_up()
+        assert bob.head == {"alice": 1}
+        assert client.connections == [(*server.addresses, "alice", 0, 0, 1, True)]
+        bob.append("after")
+        await client.caught_up()
+        assert alice.head == {"alice": 1, "bob": 1}
+        assert client.connections == [(*server.addresses, "alice", 1, 1, 1, True)]
+        waiter = asyncio.create_task(client.caught_up())
+        bob.append("more")
+        bob.close()
+        with pytest.raises(ScuttleupError, match="closed"):
+            await waiter
+
+
 async def test_addresses_come_and_go_while_it_runs(alice: Scuttleup, bob: Scuttleup) -> None:
     async with Peer(alice, listen=HERE) as server, Peer(bob, max_connections=1) as client:
         [address] = server.addresses
@@ -304,7 +323,8 @@ async def test_a_wait_grows_until_a_link_outlasts_it_and_is_long_after_an_error(
             waits.append(delay)
         await sleep(0)
 
-    async def replicate(*_: object, **__: object) -> scuttleup.Replicated:
+    async def replicate(make_stream: Any, *_: object) -> scuttleup.Replicated:
+        make_stream(wake=lambda: None).close()
         what = next(exchanges)
         if isinstance(what, Exception):
             raise what
@@ -315,7 +335,7 @@ async def test_a_wait_grows_until_a_link_outlasts_it_and_is_long_after_an_error(
         monkeypatch.setattr(scuttleup.peer, name, value)
     monkeypatch.setattr(random, "uniform", max)
     monkeypatch.setattr(asyncio, "sleep", wait)
-    monkeypatch.setattr(alice, "replicate", replicate)
+    monkeypatch.setattr(scuttleup.peer, "replicate", replicate)
     with socket.create_server(HERE) as remote, pytest.raises(DatabaseError, match="enough"):
         async with Peer(alice, connect=[remote.getsockname()]) as peer:
             await peer.wait()

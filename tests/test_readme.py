@@ -136,7 +136,10 @@ async def test_the_program_that_connects_gets_and_gives_what_there_is(tmp_path: 
         code = code.replace("await peer.wait()", "print(await peer.wait())")
         async with running(tmp_path, sys.executable, "-c", code) as bob:
             out, err = await bob.communicate()
-    assert (out.rstrip(), err) == (b"Replicated(sent=2, received=1, refused={})", b"")
+    assert (out.rstrip(), err) == (
+        b"Replicated(sent=2, received=1, refused={}, delivered=2, refused_there={}, given_up=0)",
+        b"",
+    )
 
 
 async def test_the_program_on_node_gets_what_there_is_and_one_ctrl_c_ends_the_server(

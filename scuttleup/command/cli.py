@@ -53,8 +53,8 @@ WAIT = 5
 # Stands at the end of every help text.
 EPILOG = """\
 Exit status: 0 when all went well; 1 after an error, told in one line, and when --once had to leave
-out a log; 2 for wrong arguments; 130 after Ctrl-C or SIGTERM, but 0 where they are the usual end
-(read --live, replicate).
+out a log or not all that it sent was delivered; 2 for wrong arguments; 130 after Ctrl-C or SIGTERM,
+but 0 where they are the usual end (read --live, replicate).
 While replicate runs, the other commands can use its database.
 
 Two people in two terminals:
@@ -448,8 +448,11 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
             raise errors[0]
         if not args.once:
             return 0
-        summary = f"sent {peer.replicated.sent}, received {printer.received}"
+        done = peer.replicated
+        summary = f"sent {done.sent}, received {printer.received}"
+        if done.sent and done.delivered is not None:
+            summary += f", delivered {done.delivered}"
         logging.getLogger("scuttleup").info(summary)
         if interrupted.is_set():
             return 130
-        return int(peer.failures > 0 or printer.failed or bool(peer.replicated.refused))
+        return int(peer.failures + peer.lost > 0 or printer.failed or bool(done.refused))

@@ -167,11 +167,14 @@ class _Connection:
         self._news = asyncio.Event()
         # Set when `run` is to look again: a task has ended, or a pause is over.
         self._look = asyncio.Event()
+        # When a live stream is to report; None while it has nothing to report.
+        self._timer: asyncio.TimerHandle | None = None
         # The receiver and the sender, while they run.
         self._tasks: list[asyncio.Task[None]] = []
         self._round = _Round.of(loop)
         # The stream calls `wake` from any thread, so it goes by way of the loop.
         self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
+        self.stream.hold_reports = True
 
     def _wake(self) -> None:
         """Look again what there is to send, and whether the logs were closed."""
@@ -179,7 +182,14 @@ class _Connection:
         if self.stream.closed:
             self._stop()
 
+    def _report(self) -> None:
+        """Send the report that has waited."""
+        self._timer, self.stream.hold_reports = None, False
+        self._news.set()
+
     def _stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
         for task in self._tasks:
             task.cancel()
 
@@ -266,7 +276,12 @@ class _Connection:
             # This comes before the look. So news that arrive during the look are seen the next
             # time.
             self._news.clear()
-            if data := stream.data_to_send():
+            data = stream.data_to_send()
+            stream.hold_reports = True
+            if stream.holds_report and not self._timer:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(limits.REPORT, self._report)
+            if data:
                 with _connection_errors(writer):
                     writer.write(data)
                     self._written += len(data)

@@ -70,6 +70,8 @@ class Door:
         # The logs of which this door has left out an entry. What follows would leave a gap.
         # For reading from outside.
         self.left_out: set[str] = set()
+        # How many changes came of logs that are not wanted here. For reading from outside.
+        self.unwanted_count = 0
         # How many bytes our handshake has left for the logs that the remote has and we have not.
         self._room = store.room
 
@@ -86,8 +88,8 @@ class Door:
             self._room -= log_bytes(peer)
         return fault
 
-    def admit(self, runs: Iterable[Run]) -> tuple[int, list[Verdict]]:
-        """Store what may be stored of `runs`, in one batch; return how many entries were new.
+    def admit(self, runs: Iterable[Run]) -> tuple[list[Run], list[Verdict]]:
+        """Store what may be stored of `runs`, in one batch; return what was new, in the same order.
 
         The runs of one log come in order. A run without entries stands for an entry that was too
         large to be kept. What a log has up to its head is known, and skipped. With the first fault
@@ -102,11 +104,11 @@ class Door:
         with store.database.writes, store.database:
             store.settle()
             approved, more = self._decide(runs)
-            count = store.commit(approved)
+            store.commit(approved)
         verdicts += more
         self._note_fork(verdicts, "in a remote's entries")
         self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
-        return count, verdicts
+        return approved, verdicts
 
     def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
         """Store `runs` in one batch, all or none; return how many entries were new.

@@ -8,10 +8,28 @@ Buffers (proto2):
       required string id = 1;
       repeated Digest head = 2;
       optional Mode mode = 3 [default = SYNC];
+      optional uint32 reports = 1000;
     }
     message Digest { required string peer = 1; required uint32 seq = 2; }
     message Change { required string peer = 1; required uint32 seq = 2; required bytes entry = 3; }
     enum Mode { SYNC = 1; PUSH = 2; PULL = 3; }
+
+If both handshakes have `reports`, which the original does not know and skips, a message may also be
+a Report. Its first field tells it from a Change, which has no such number:
+
+    message Report {
+      optional uint64 taken = 1001;
+      optional uint64 lost = 1002;
+      repeated Refusal refused = 1003;
+      optional uint32 complete = 1004;
+      optional uint64 unwanted = 1005;
+    }
+    message Refusal {
+      required string peer = 1;
+      optional uint32 seq = 2;
+      required bytes reason = 3;
+      optional bytes proof = 4;
+    }
 
 The source for the encoding is https://protobuf.dev/programming-guides/encoding/. As there, fields
 come in any order, the last one of a kind counts, and unknown fields are skipped. A known number
@@ -87,9 +105,35 @@ class Handshake(NamedTuple):
 
     id: str
     mode: str
+    # Whether the speaker sends reports, and reads them.
+    reports: bool = False
 
 
-def encode_handshake(id: str, head: Mapping[str, int], mode: str) -> bytes:
+class Refusal(NamedTuple):
+    """A log that one side leaves out from entry `seq` on, and why."""
+
+    peer: str
+    seq: int
+    reason: str
+    # Where the author has signed two entries of that number: SHA-256 and signature of the other.
+    proof: bytes = b""
+
+
+class Report(NamedTuple):
+    """What one side has done so far with the changes of the other, and how far its own are."""
+
+    # How many changes came.
+    taken: int = 0
+    # How many of them are not in the log here, and how many are of logs that are not wanted here.
+    lost: int = 0
+    unwanted: int = 0
+    # Whether all was sent that the other side lacked at its handshake.
+    complete: bool = False
+    # The logs that are left out and were not named before.
+    refused: tuple[Refusal, ...] = ()
+
+
+def encode_handshake(id: str, head: Mapping[str, int], mode: str, reports: bool = False) -> bytes:
     """The frame of a Handshake, in one piece.
 
     `id` is who speaks, `head` has the last number of every log that they hold, and `mode` is one of
@@ -98,16 +142,18 @@ def encode_handshake(id: str, head: Mapping[str, int], mode: str) -> bytes:
     >>> encode_handshake("foobar", {"foobar": 2}, "sync").hex()[:8]
     '160a0666'
     """
-    return b"".join(handshake_pieces(id, head, mode))
+    return b"".join(handshake_pieces(id, head, mode, reports))
 
 
-def handshake_pieces(id: str, head: Mapping[str, int], mode: str) -> Iterator[bytes]:
+def handshake_pieces(id: str, head: Mapping[str, int], mode: str, reports: bool) -> Iterator[bytes]:
     """The same frame in pieces, so that a long one can be made and sent in turns.
 
     Each piece but the last has 1,000 digests. The ids have to be valid.
     """
     # What stands before the digests and after them: the id, and the tag and number of the mode.
     before, after = _string(1, id), b"\x18" + _varint(MODES.index(mode) + 1)
+    if reports:
+        after += _number(1000, 1)
     parts = [_varint(len(before) + digests_size(head) + len(after)), before]
     for count, (peer, seq) in enumerate(head.items(), 1):
         name = peer.encode()
@@ -135,6 +181,23 @@ def digests_size(head: Mapping[str, int]) -> int:
         digest = 2 + len(_varint(name)) + name + len(_varint(head[peer]))
         size += len(_varint(name)) + len(_varint(digest)) - 2
     return size
+
+
+def encode_report(report: Report) -> bytes:
+    """The frame of a Report. What is 0, as it mostly is, is left out.
+
+    >>> encode_report(Report(taken=7)).hex()
+    '03c83e07'
+    """
+    parts = [_number(1001, report.taken)]
+    counts = (1002, report.lost), (1004, report.complete), (1005, report.unwanted)
+    parts += [_number(number, int(value)) for number, value in counts if value]
+    for peer, seq, reason, proof in report.refused:
+        refusal = _string(1, peer) + (_number(2, seq) if seq else b"") + _string(3, reason)
+        refusal += b"\x22" + _varint(len(proof)) + proof if proof else b""
+        parts += (_varint(1003 << 3 | 2), _varint(len(refusal)), refusal)
+    message = b"".join(parts)
+    return _varint(len(message)) + message
 
 
 def encode_changes(peer: str, first: int, entries: Iterable[bytes]) -> bytes:
@@ -184,6 +247,9 @@ class Decoder:
     def __init__(self, max_entry: int = MAX_ENTRY) -> None:
         # What the remote said of itself, once all of its handshake was read.
         self.handshake: Handshake | None = None
+        # The reports that came among the changes, for `decode_report`. Whoever takes them empties
+        # this.
+        self.reports: list[bytes] = []
         # How many bytes the frames had that came after the handshake and were read to their end.
         self.complete = 0
         self._max_entry = max_entry
@@ -232,11 +298,14 @@ class Decoder:
                     raise ValueError("a change where the handshake has to be")
                 if 1 <= value <= len(MODES):
                     self._found[3] = MODES[value - 1]
+            elif number == 1000:
+                self._found[1000] = value == 1
         if not self._coming.left:
             self._coming = None
             if 1 not in self._found:
                 raise ValueError("a handshake without an id")
-            self.handshake = Handshake(self._found[1], self._found.get(3, "sync"))
+            mode, reports = self._found.get(3, "sync"), self._found.get(1000, False)
+            self.handshake = Handshake(self._found[1], mode, reports)
 
     def changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
         """The changes that have come, in runs: (peer, first number, entries).
@@ -266,7 +335,10 @@ class Decoder:
         buffer = b"".join((self._buffer, b"\0\0")) if end <= size else b""
         while end <= size and end - start <= most:
             pos = end
-            if start < end:
+            # A first field with a number from 1001 to 1005 has these two bytes as its tag.
+            if start < end and 0xC8 <= buffer[start] < 0xF0 and buffer[start + 1] == 0x3E:
+                self.reports.append(buffer[start:end])
+            elif start < end:
                 peer, first, entry = _decode_change(buffer, start, end)
                 entries = [entry]
                 # The tag, the length and the id of the peer. Whether the next frame begins with the
@@ -410,6 +482,25 @@ def _decode_digest(message: bytes) -> tuple[str, int]:
     return found[1], found[2]
 
 
+def decode_report(message: bytes) -> Report:
+    """A Report. What is missing counts as 0, so that a later version may leave it out."""
+    found: dict[int, Any] = {}
+    refused: list[Refusal] = []
+    for number, value in _fields(message):
+        if isinstance(value, int):
+            found[number] = value
+        elif number == 1003:
+            fields = dict(_fields(value))
+            known = _known(fields.items())
+            if not {1, 3} <= known.keys():
+                raise ValueError("a refusal without peer or reason")
+            reason, proof = known[3].decode(errors="replace"), fields.get(4, b"")
+            proof = proof if isinstance(proof, bytes) else b""
+            refused.append(Refusal(known[1], known.get(2, 0), reason, proof))
+    taken, lost, complete, unwanted = (found.get(at, 0) for at in (1001, 1002, 1004, 1005))
+    return Report(taken, lost, unwanted, complete == 1, tuple(refused))
+
+
 def _decode_change(buffer: bytes, start: int, end: int) -> tuple[str, int, bytes]:
     """The peer, the number and the entry in the Change from `start` to `end`."""
     # The usual order takes a third of the time like this. That matters because a hostile remote may
@@ -543,6 +634,11 @@ class _Lengths(dict[int, bytes]):
 # take 1 MB at most.
 _LARGE = 0x4000
 _remembered = _Lengths().__getitem__
+
+
+def _number(number: int, value: int) -> bytes:
+    """A field with a varint: its tag and the value."""
+    return _varint(number << 3) + _varint(value)
 
 
 def _string(number: int, text: str) -> bytes:

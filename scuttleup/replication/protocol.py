@@ -6,8 +6,7 @@ Theory of operation
 Each side sends its handshake at once: who it is, the last number of every log that it has (its
 head, a digest a log), and its mode. When it has the other's, it sends every change that the other
 lacks, log by log, and then, if it is live, whatever is stored later from anywhere but this
-connection. The two directions do not depend on each other: nothing is asked for, and nothing is
-acknowledged.
+connection. The two directions do not depend on each other: nothing is asked for.
 
     GREETING ----------> EXCHANGING ----------> FINISHED        from GREETING and EXCHANGING:
              handshake              nothing left                  the logs are closed --> FINISHED
@@ -22,17 +21,26 @@ digests of the remote and grows with what the remote sends and with what we send
 out what we have to send, and leaves out what `since` says. No change goes back to where it came
 from, because `since` is raised before the follower is asked again.
 
-*What we wait for.* A stream that is not live waits for what the remote promised: every number of
+*Reports.* The original acknowledges nothing. But if both handshakes say so, each side reports how
+many changes of the other it has taken, how many of them are not in its log, and which logs it
+leaves out and why; and once, that it has sent all that the other lacked. Both numbers only grow, so
+the last report counts. Heads would not do: a third peer can move a head over a gap, what then comes
+for the gap is dropped as known, and the head says that it is there. Only if a turn stored fewer
+changes than came are the others looked up.
+
+*What we wait for.* A stream that is not live waits until a remote that reports is complete and has
+taken all that was sent. Nothing of that is decided by time but a standstill: for ALIVE seconds no
+byte came and none was taken. From another remote it waits for what that promised: every number of
 its digests above our heads. A promise is over when our head has reached it, whoever brought it;
 when the remote has ended; when its log is left out, see below; and when for PROMISED seconds there
-was no progress, because the remote may have deleted what it promised. A live stream waits for
-nothing in particular.
+was no progress, because the remote may have deleted what it promised. Then it is given up, which is
+told. A live stream waits for nothing in particular.
 
 *What ends it.* A stream that is not live is finished when it waits for nothing and has sent what
 the remote lacked at the handshake. A live stream goes on until the logs are closed or the remote
 ends; after the remote's end it counts as not live. There is one exception: if the modes let us send
-but not the remote, its end means nothing, because the original then ends its side at once and goes
-on listening.
+but not the remote, the end of one that does not report means nothing, because the original then
+ends its side at once and goes on listening.
 
 *What is wrong with one log harms that log alone.* Digests and changes go through a `Door`, which
 leaves such logs out and says why. Here they are only named: by a warning, and in `Replicated`.
@@ -59,7 +67,18 @@ from ..follower import Follower
 from ..limits import MAX_ENTRY, MAX_SEQ
 from ..store import Store
 from .door import Door
-from .messages import MODES, Decoder, Handshake, digests_size, encode_changes, handshake_pieces
+from .messages import (
+    MODES,
+    Decoder,
+    Handshake,
+    Refusal,
+    Report,
+    decode_report,
+    digests_size,
+    encode_changes,
+    encode_report,
+    handshake_pieces,
+)
 
 
 class Replicated(NamedTuple):
@@ -69,11 +88,22 @@ class Replicated(NamedTuple):
     stored. `refused` says which logs were left out, and why, for instance {"far": "entry 5 has more
     than 16776947 bytes"}. It names at most MAX_NAMED of them. An id is shown as it can be printed:
     control characters are escaped, and what is longer than MAX_SHOWN is cut off.
+
+    `delivered` is how many of `sent` the remote says it has; None if it does not report.
+    `refused_there` says which logs it leaves out, and why. `given_up` is of how many logs a remote
+    that does not report never sent what it had promised.
     """
 
     sent: int
     received: int
     refused: dict[str, str]
+    delivered: int | None = None
+    refused_there: dict[str, str] = {}  # noqa: RUF012  # nobody writes to it
+    given_up: int = 0
+
+
+# The tag of a refusal, which a report without one rarely holds.
+_REFUSED = b"\xda\x3e"
 
 
 class State(Enum):
@@ -157,13 +187,31 @@ class ReplicationStream:
         self._came: dict[str, int] = {}
         # This goes up whenever the remote sends more of what it has promised.
         self._progress = 0
-        # How many bytes have come since then.
-        self._bytes_without_progress = 0
+        # How many bytes have come since then, and in all.
+        self._bytes_without_progress = self._bytes = 0
+        # Of how many logs the promises were given up.
+        self._given_up = 0
         # For how long nothing promised came, and for how long half a frame did not grow.
         self._promise_stands, self._frame_stands = Standstill(), Standstill()
 
         # The logs that were left out, in either direction, as they are shown, and why.
         self._refused: dict[str, str] = {}
+
+        # What the remote has reported, all in all; None if it does not report.
+        self._there: Report | None = None
+        self._refused_there: dict[str, str] = {}
+        # What our next report is to say: how many changes came, how many of them are not here, and
+        # the logs that are left out and were not named before.
+        self._taken = self._lost = 0
+        self._to_name: list[Refusal] = []
+        # What the last report said; see `_to_report`.
+        self._said: tuple[int, int, bool, int, int] = 0, 0, False, 0, 0
+        # Whether a report of a live stream shall wait. For whoever has the connection.
+        self.hold_reports = False
+        # Whether the remote has ended its side.
+        self._ended = False
+        # Called when `caught_up` may have changed. For whoever has the connection.
+        self.on_report: Callable[[], object] = lambda: None
 
         # What we have to send. Until the remote's handshake is there, and if the modes let us send
         # nothing, this follower gives nothing and only tells whether the logs were closed.
@@ -190,7 +238,7 @@ class ReplicationStream:
         if len(heads) < count:
             text = f"{count - len(heads)} of {count} logs do not fit into our handshake"
             self._tell("do not fit", f"{text}: remotes will send them again")
-        return handshake_pieces(self._store.id, heads, self._mode)
+        return handshake_pieces(self._store.id, heads, self._mode, reports=True)
 
     @property
     def remote_id(self) -> str | None:
@@ -200,7 +248,40 @@ class ReplicationStream:
     @property
     def replicated(self) -> Replicated:
         """What was sent, received and left out so far."""
-        return Replicated(self._sent, self._received, self._refused.copy())
+        there = self._there
+        delivered = None if there is None else there.taken - there.lost - there.unwanted
+        refused, refused_there = self._refused.copy(), self._refused_there.copy()
+        counts = self._sent, self._received, refused, delivered, refused_there
+        return Replicated(*counts, self._given_up)
+
+    @property
+    def lost_there(self) -> int:
+        """How many of the changes that we sent the remote says it has not got, and wanted."""
+        return self._there.lost if self._there else 0
+
+    @property
+    def reports(self) -> bool | None:
+        """Whether the remote reports; None as long as it has not said it."""
+        return None if self._remote is None else self._there is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the remote has dealt with all we sent, and sent what it had at the handshake.
+
+        This is never so if the remote does not report.
+        """
+        there = self._there
+        return there is not None and there.complete and there.taken == self._sent
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether, as far as both sides know just now, each has what the other has."""
+        return self.complete and self._idle
+
+    @property
+    def _idle(self) -> bool:
+        """Whether everything is sent that is here."""
+        return self.between_frames and (self._follower is None or self._follower.idle)
 
     @property
     def state(self) -> State:
@@ -229,20 +310,24 @@ class ReplicationStream:
         return self.state is State.FINISHED
 
     def _all_done(self) -> bool:
-        """Whether everything is sent, and nothing is waited for."""
-        idle = self._follower is None or self._follower.idle
-        return self.between_frames and idle and not self.waiting
+        """Whether everything is sent and reported, and nothing is waited for."""
+        return self._idle and not self.waiting and self._to_report() is None
 
     @property
     def waiting(self) -> bool:
-        """Whether a stream that is not live still expects something that the remote promised."""
+        """Whether a stream that is not live still expects something of the remote."""
+        if self._there is not None:
+            return not (self.complete or self._ended)
         heads, promised = self._store.heads, self._promised
         # A promise that our head has reached is over, no matter who brought the entries. This looks
         # at the last promise, and goes on to the one before it only if that is over. So it costs
-        # next to nothing.
-        while promised and heads.get(peer := next(reversed(promised)), 0) >= promised[peer]:
-            del promised[peer]
-        return bool(promised)
+        # next to nothing. `popitem` alone can find the last one of a dict that shrinks.
+        while promised:
+            peer, seq = promised.popitem()
+            if heads.get(peer, 0) < seq:
+                promised[peer] = seq
+                return True
+        return False
 
     def close(self) -> None:
         """Give up the place in the store, and all that is remembered of the remote.
@@ -258,7 +343,7 @@ class ReplicationStream:
         self._greeting, self._outgoing = None, b""
         self._since, self._promised, self._came = {}, {}, {}
         self._door = Door(self._store)
-        self._wake = lambda: None
+        self._wake = self.on_report = lambda: None
 
     # --- Sending ---
 
@@ -276,14 +361,17 @@ class ReplicationStream:
         if len(self._outgoing) >= most:
             data, self._outgoing = bytes(self._outgoing[:most]), self._outgoing[most:]
             return data
-        pieces: list[bytes | memoryview] = [self._outgoing]
-        size = len(self._outgoing)
+        report = b"" if self._greeting else self._report()
+        pieces: list[bytes | memoryview] = [self._outgoing, report]
+        size = len(self._outgoing) + len(report)
         for _ in range(limits.TURN_RUNS):
             if size >= most or not (piece := self._next_piece()):
                 break
             pieces.append(piece)
             size += len(piece)
         data = b"".join(pieces)
+        if not data:
+            self.on_report()
         self._outgoing = memoryview(data)[most:] if size > most else b""
         return data[:most]
 
@@ -295,7 +383,7 @@ class ReplicationStream:
             self._greeting = None
         run = self._follower.read() if self._follower else None
         if run is None:
-            return b""
+            return self._report()
         peer, first, entries = run
         if len(entries[-1]) > MAX_ENTRY:
             # No remote takes such an entry, which only the original stores. It is the last of its
@@ -308,6 +396,34 @@ class ReplicationStream:
         # If nothing of the run can be sent, an empty frame goes out instead. It says nothing to the
         # remote, but b"" would say here that there is no more.
         return encode_changes(peer, first, entries) or b"\0"
+
+    @property
+    def holds_report(self) -> bool:
+        """Whether there is something to report that waits."""
+        return self.hold_reports and self._live and self._to_report() is not None
+
+    def _to_report(self) -> tuple[int, int, bool, int, int] | None:
+        """What a report has to say now, if the last one did not say it.
+
+        A large change takes its time. So a report also says, with every PROGRESS_BYTES of it, that
+        it is coming.
+        """
+        if self._there is None or self._ended or self._follower is None:
+            return None
+        coming = self._decoder.pending // limits.PROGRESS_BYTES
+        complete = self._follower.past_snapshot
+        now = self._taken, self._lost, complete, len(self._to_name), coming
+        return now if now != self._said else None
+
+    def _report(self) -> bytes:
+        """A report, if there is something to say."""
+        if (self.hold_reports and self._live) or not (now := self._to_report()):
+            return b""
+        taken, lost, complete, _, coming = now
+        refused, self._to_name = tuple(self._to_name), []
+        self._said = taken, lost, complete, 0, coming
+        unwanted = self._door.unwanted_count
+        return encode_report(Report(taken, lost, unwanted, complete, refused))
 
     # --- Receiving ---
 
@@ -330,6 +446,7 @@ class ReplicationStream:
                 self._receive_end()
             self._decoder.feed(data)
             self._bytes_without_progress += len(data)
+            self._bytes += len(data)
             if self._remote is None:
                 for peer, seq in self._decoder.digests():
                     self._receive_digest(peer, seq)
@@ -348,7 +465,7 @@ class ReplicationStream:
         head = self._store.heads.get(peer, 0)
         fault = "" if peer in self._since else self._door.look(peer)
         if fault and not head:
-            self._tell_left_out(peer, fault)
+            self._tell_left_out(peer, fault, 0)
             return
         # A digest of 0 promises nothing.
         if seq:
@@ -361,6 +478,8 @@ class ReplicationStream:
         if remote.id == self._store.id:
             raise ValueError(f"the remote has our own id, {remote.id!r}: one of us is a copy")
         self._remote = remote
+        if remote.reports:
+            self._there, self._promised = Report(), {}
         self._sends = self._mode != "pull" and remote.mode != "push"
         self._receives = self._mode != "push" and remote.mode != "pull"
         if not self._receives:
@@ -377,23 +496,28 @@ class ReplicationStream:
         """
         runs: list[Run] = []
         left_out = self._door.left_out
+        notes_promises = not self._live and self._there is None
         try:
             for peer, first, entries in self._decoder.changes():
                 if not self._receives:
                     raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
+                self._taken += len(entries) or 1
                 if peer in left_out:
+                    self._lost += len(entries) or 1
                     continue
                 runs.append(Run(peer, first, entries))
-                if entries and not self._live:
+                if entries and notes_promises:
                     self._note_progress(peer, first, first + len(entries) - 1)
         finally:
             # This happens after an error, too: what came before it is stored.
             if runs:
-                count, verdicts = self._door.admit(runs)
-                self._received += count
-                for peer, _, reason in verdicts:
+                stored, verdicts = self._door.admit(runs)
+                self._received += sum(len(entries) for _, _, entries in stored)
+                for peer, seq, reason in verdicts:
                     self._promised.pop(peer, None)
-                    self._tell_left_out(peer, reason)
+                    self._tell_left_out(peer, reason, seq)
+                if self._there is not None:
+                    self._lost += self._missing(runs, stored)
         # Our follower is asked only after this, so it does not send back what the remote has sent.
         # It is not raised for what is left out: the remote gets from us what it lacks of that log,
         # and another remote can send us what is missing here.
@@ -402,6 +526,26 @@ class ReplicationStream:
             last = min(first + len(taken) - 1, heads.get(peer, 0))
             if last > since.get(peer, 0):
                 since[peer] = last
+        if self._decoder.reports:
+            self._receive_reports()
+
+    def _missing(self, runs: list[Run], stored: list[Run]) -> int:
+        """How many of the changes in `runs`, of which those in `stored` were new, are not here."""
+        came = sum(len(entries) or 1 for _, _, entries in runs)
+        new = sum(len(entries) for _, _, entries in stored)
+        if came == new:
+            return 0
+        heads, rest = self._store.heads, iter(stored)
+        # What is not new and not above our head may be here, or was deleted, or is in a gap.
+        known: list[tuple[str, int, int]] = []
+        run = next(rest, None)
+        for peer, first, entries in runs:
+            last = min(first + len(entries) - 1, heads.get(peer, 0))
+            if run and run.peer == peer and first <= run.first < first + len(entries):
+                last, run = run.first - 1, next(rest, None)
+            if 0 < first <= last:
+                known.append((peer, first, last))
+        return came - new - self._store.count(known)
 
     def _note_progress(self, peer: str, first: int, last: int) -> None:
         """Note changes that the remote promised, and that it sends for the first time.
@@ -413,6 +557,42 @@ class ReplicationStream:
             self._progress += 1
             self._bytes_without_progress = 0
 
+    def _receive_reports(self) -> None:
+        """Take the reports that have come. The numbers only grow, up to what we have sent.
+
+        The last report has the numbers that count. Others are read only for what they refuse.
+        """
+        before, messages = self._there, self._decoder.reports
+        self._decoder.reports = []
+        if before is None:
+            raise ValueError("a report, though the handshakes did not announce any")
+        for message in messages[:-1]:
+            # No name in an honest one is told twice, so there are few of these.
+            if _REFUSED in message and len(self._refused_there) < limits.MAX_NAMED:
+                self._receive_refusals(decode_report(message).refused)
+        now = decode_report(messages[-1])
+        self._receive_refusals(now.refused)
+        if not (
+            before.taken <= now.taken <= self._sent
+            and before.lost <= now.lost
+            and before.unwanted <= now.unwanted
+            and before.taken - before.lost - before.unwanted <= now.taken - now.lost - now.unwanted
+        ):
+            raise ValueError(f"a report of {now.taken} changes less {now.lost + now.unwanted}")
+        self._there = now._replace(complete=now.complete or before.complete, refused=())
+        self.on_report()
+
+    def _receive_refusals(self, refused: tuple[Refusal, ...]) -> None:
+        """Tell what the remote leaves out. MAX_NAMED of these logs are named, and our own."""
+        for peer, _, reason, _ in refused[: 2 * limits.MAX_NAMED]:
+            shown, reason = _show(peer), _show(reason, limits.MAX_REASON)
+            ours = peer == self._store.id
+            if ours or len(self._refused_there) < limits.MAX_NAMED:
+                self._refused_there[shown] = reason
+                which = "our own log" if ours else f"the log '{shown}'"
+                text = f"the remote leaves out {which}: {reason}"
+                self._tell("left out there", text, shown)
+
     def _receive_end(self) -> None:
         """The remote has ended its side, and with that everything it promised is over."""
         if self._decoder.pending:
@@ -420,6 +600,10 @@ class ReplicationStream:
         if self._remote is None:
             raise ConnectionLost("the connection ended before the handshake")
         self._promised = {}
+        if self._there is not None:
+            if not self._live and not self.caught_up:
+                raise ConnectionLost("the remote left before all was exchanged")
+            self._ended, self._live = True, False
         # A remote that never sends changes may end its side at once and go on listening: the
         # original does that. Any other is about to leave, but what it lacks is still sent.
         if self._receives or not self._sends:
@@ -427,19 +611,36 @@ class ReplicationStream:
 
     # --- Telling ---
 
-    def _tell_left_out(self, peer: str, reason: str) -> None:
-        """Warn that the log of `peer` is left out, and why. MAX_NAMED of them are named."""
+    def _tell_left_out(self, peer: str, reason: str, seq: int | None = None) -> None:
+        """Warn that the log of `peer` is left out, and why. MAX_NAMED of them are named.
+
+        If it is left out of what comes in, from number `seq` on, the remote is told, too.
+        """
         shown = _show(peer)
         if shown in self._refused:
             return
-        if len(self._refused) == limits.MAX_NAMED:
+        # The log of either side is always named: so its owner learns that it has forked.
+        owned = peer in (self.remote_id, self._store.id)
+        if len(self._refused) >= limits.MAX_NAMED and not owned:
             self._tell("further logs", f"further logs are left out of a connection: {reason}")
             return
         self._refused[shown] = reason
+        if seq is not None:
+            self._to_name.append(Refusal(peer[: limits.MAX_PEER], seq, reason[: limits.MAX_REASON]))
         self._tell("left out", f"the log '{shown}' is left out of a connection: {reason}", shown)
 
     def _tell(self, kind: str, text: str, who: str = "") -> None:
         self._store.events.tell("warning", kind, text, who)
+
+    def _give_up(self) -> None:
+        """Give up what the remote promised and does not send, and tell it."""
+        heads, given_up = self._store.heads, self._promised
+        self._promised = {}
+        missing = [peer for peer, seq in given_up.items() if heads.get(peer, 0) < seq]
+        self._given_up += len(missing)
+        names = ", ".join(f"'{_show(peer)}'" for peer in missing[:3])
+        text = f"{len(missing)} logs, such as {names}: given up, the remote never sent all of them"
+        self._tell("given up", text)
 
     # --- Time ---
 
@@ -453,11 +654,12 @@ class ReplicationStream:
         be complete, and a handshake has to begin within ALIVE seconds; else this raises
         ConnectionLost, because the remote may have been stopped.
 
-        A stream that is not live gives up what it was promised when none of it came for PROMISED
-        seconds: look at `finished` after this. The seconds begin anew with a promised change that
-        the remote had not sent before. Since a large change takes its time, they also begin anew
-        with each further PROGRESS_BYTES of anything, up to the size of one frame. They do not pass
-        while something is `unsent`, because the remote may be busy with that.
+        A stream that is not live gives up a remote that reports, with ConnectionLost, if nothing
+        came of it for ALIVE seconds. It gives up what another remote promised when none of it came
+        for PROMISED seconds, and more if there are many logs to look through: look at `finished`
+        after this. The seconds begin anew with a promised change that the remote had not sent
+        before, and with whatever comes of one that is not complete, up to the size of one frame.
+        They do not pass while something is `unsent`, because the remote may be busy with that.
         """
         if self.closed:
             return limits.ALIVE
@@ -469,20 +671,24 @@ class ReplicationStream:
             self._state = State.FAILED
             what = "half a frame did not grow for" if self._decoder.pending else ""
             raise ConnectionLost(f"{what or 'no handshake within'} {limits.ALIVE} seconds")
-        waiting = self.waiting and not unsent
-        grown = min(self._bytes_without_progress, limits.MAX_FRAME) // limits.PROGRESS_BYTES
-        if (
-            self._promise_stands.measure((self._progress, grown) if waiting else now, now)
-            > limits.PROMISED
-        ):
-            self._promised = {}
+        waiting = not self._live and self.waiting and not unsent
+        # A promised change may be large, so each byte of it is progress.
+        coming = self._bytes_without_progress < limits.MAX_FRAME and self._decoder.pending
+        mark = self._bytes if self._there is not None else (self._progress, coming)
+        stood = self._promise_stands.measure(mark if waiting else now, now)
+        if self._there is not None:
+            if stood > limits.ALIVE:
+                self._state = State.FAILED
+                raise ConnectionLost(f"the remote said nothing for {limits.ALIVE} seconds")
+        elif stood > limits.PROMISED + len(self._since) / limits.PROMISED_LOGS:
+            self._give_up()
         return (limits.ALIVE if self._live else limits.PROMISED) / 5
 
 
-def _show(peer: str) -> str:
-    """A peer id that a remote chose, short and without control characters.
+def _show(peer: str, most: int = limits.MAX_SHOWN) -> str:
+    """A peer id, or other text that a remote chose, short and without control characters.
 
     >>> _show("a\\nb")
     'a\\\\nb'
     """
-    return repr(peer[: limits.MAX_SHOWN])[1:-1] + "…" * (len(peer) > limits.MAX_SHOWN)
+    return repr(peer[:most])[1:-1] + "…" * (len(peer) > most)
