@@ -181,7 +181,11 @@ class Follower:
 
     def _read(self, db: Any) -> Run | None:
         """Read on: in the current span, else in the next one, else in the news."""
-        while not self._runs:
+        while True:
+            while self._runs:
+                run = self._runs.pop()
+                if run.peer in self._heads:  # else it was forgotten after it was read
+                    return run
             peer, last = self._span
             # What the reader has had is left out, wherever it came from.
             after = max(self._after, self._since.get(peer, 0))
@@ -198,7 +202,6 @@ class Follower:
                 if not self._live or self._nothing_new():
                     self._spans = None
                     return None
-        return self._runs.pop()
 
     def _nothing_new(self) -> bool:
         """Take the news as the next spans; if there are none, wait for some and return True."""
@@ -217,7 +220,8 @@ class Follower:
             heads = list(self._heads.items())
             self._spans = iter([(peer, head) for peer, head in heads if head > had(peer, 0)])
         else:
-            self._spans = iter([(peer, self._heads[peer]) for peer in moved])
+            # A log may have been forgotten meanwhile.
+            self._spans = iter([(peer, self._heads.get(peer, 0)) for peer in moved])
         return False
 
     def wake(self) -> None:

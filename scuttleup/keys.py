@@ -6,6 +6,7 @@ next to each other in the order of their numbers, and the whole database can be 
 | key (UTF-8 of)                      | value                                                   |
 |-------------------------------------|---------------------------------------------------------|
 | `c` U+00FF peer U+00FF number       | the entry's bytes                                       |
+| `m` U+00FF `forgotten` U+00FF peer  | nothing: this log is not wanted here (*)                |
 | `m` U+00FF `hash` U+00FF peer       | its SHA-256, in a signed log (*)                        |
 | `m` U+00FF `head` U+00FF peer       | the last number, when that entry was deleted (*)        |
 | `m` U+00FF `fork`                   | where our own signed log has forked (*)                 |
@@ -45,6 +46,8 @@ CHANGES_END = CHANGES + SEPARATOR
 DELETED_HASHES = b"m" + SEPARATOR + b"hash" + SEPARATOR
 # For a log whose newest entry was deleted: its last number, which must not be given out again.
 DELETED_HEADS = b"m" + SEPARATOR + b"head" + SEPARATOR
+# For a log that was forgotten: it is not wanted here.
+FORGOTTEN = b"m" + SEPARATOR + b"forgotten" + SEPARATOR
 # Our own log has forked: the number of the entry, and where that was seen.
 FORK = b"m" + SEPARATOR + b"fork"
 # This database is a backup: the day when it was made.

@@ -11,7 +11,7 @@ Nothing is remembered here beside the options. The state of the logs lies in the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from os import PathLike, fsdecode
 from os.path import exists
@@ -43,6 +43,7 @@ def open(
     value_encoding: ValueEncoding = "binary",
     sync: bool = False,
     verify: Callable[[Change], bool] | None = None,
+    accept: Callable[[str], bool] | Container[str] | None = None,
     signed: bool = False,
     only_signed: bool = False,
     key: bytes | None = None,
@@ -80,7 +81,7 @@ def open(
     if signed and id is not None:
         raise ValueError(f"the id of a signed log is its public key, it cannot be {id!r}")
     # Nothing is made for options that are wrong.
-    encoding = _check_options(value_encoding, verify, max_entry)
+    encoding = _check_options(value_encoding, verify, accept, max_entry)
     if create and not exists(fsdecode(path)):
         # The key of a log that is to be signed is made later; any other stands in for it here.
         find_id(None, id, bytes(KEY_BYTES) if signed and key is None else key, only_signed)
@@ -92,13 +93,14 @@ def open(
 
         # What differs from the default was given, and must not differ from the owner's.
         given = {
-            "id": id, "sync": sync or None, "verify": verify, "signed": signed or None,
+            "id": id, "sync": sync or None, "verify": verify, "accept": accept,
+            "signed": signed or None,
             "only_signed": only_signed or None, "key": key,
             "max_entry": None if max_entry == MAX_ENTRY else max_entry,
         }  # fmt: skip
         found = wait_for(fsdecode(path), locked, given, create=create, share=share, wait=wait)
         if not isinstance(found, Database):
-            logs._use(found, encoding, None)
+            logs._use(found, encoding)
             return logs
         database = found
     try:
@@ -107,7 +109,7 @@ def open(
         store = Store(
             database, id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
         )
-        logs._use(store, encoding, verify)
+        logs._use(store, encoding, verify, accept)
         if share:
             from .sharing import Share
 
@@ -140,6 +142,8 @@ class Scuttleup:
     - `verify(change) -> bool` is asked about every change that replication receives, before it is
       stored. If it returns false, or raises, that log is left out from there on, on that
       connection.
+    - `accept` says which logs of others replication takes: a set of ids, or a function of an id,
+      which is asked once for a log and connection. It is not asked for logs that are here already.
     - `only_signed` leaves out every log of others that is not signed.
     - `key`, the secret key of a signed log (32 bytes), makes the log of a new database a signed
       one, and lets an existing one be appended to. Nobody else may read it. `open` takes care of
@@ -160,23 +164,25 @@ class Scuttleup:
         value_encoding: ValueEncoding = "binary",
         sync: bool = False,
         verify: Callable[[Change], bool] | None = None,
+        accept: Callable[[str], bool] | Container[str] | None = None,
         only_signed: bool = False,
         key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
     ) -> None:
-        encoding = _check_options(value_encoding, verify, max_entry)
+        encoding = _check_options(value_encoding, verify, accept, max_entry)
         if not hasattr(db, "write_batch"):
             raise TypeError(f"db is an open plyvel.DB, not {db!r}: scuttleup.open takes a path")
         store = Store(
             Database(db), id=id, key=key, sync=sync, only_signed=only_signed, max_entry=max_entry
         )
-        self._use(store, encoding, verify)
+        self._use(store, encoding, verify, accept)
 
     def _use(
         self,
         store: Store | SharedStore,
         encoding: Encoding,
-        verify: Callable[[Change], bool] | None,
+        verify: Callable[[Change], bool] | None = None,
+        accept: Callable[[str], bool] | Container[str] | None = None,
     ) -> None:
         """Be the logs in `store`. `open` calls this, too."""
         # For a user of a shared database this stands in for the store of another process.
@@ -185,6 +191,8 @@ class Scuttleup:
         # The same as `self._encoding.encode`, which `append` would look up at every call.
         self._encode: Callable[[Any], bytes] = encoding.encode
         self._verify = verify
+        in_set = None if accept is None or callable(accept) else accept.__contains__
+        self._accept: Callable[[str], bool] | None = accept if callable(accept) else in_set
         # What lets other processes use these logs.
         self._share: Share | None = None
 
@@ -252,6 +260,24 @@ class Scuttleup:
         last = seq if last is None else last
         return self._store.delete(check_peer(peer), check_seq(seq), check_seq(last))
 
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """The logs that are not wanted here."""
+        return self._store.forgotten
+
+    def forget(self, peer: str) -> int:
+        """Delete the whole log of another peer, and take none of it until `remember`.
+
+        Its entries, its number, its place and its disk are given back. Returns how many entries
+        went. This blocks its caller, as `delete` does. If it ends early, the log is gone all the
+        same, and forgetting it again deletes the rest. Raises ValueError for our own log.
+        """
+        return self._store.forget(check_peer(peer))
+
+    def remember(self, peer: str) -> None:
+        """Take a log again that was forgotten. It comes at the next meeting with who has it."""
+        self._store.remember(check_peer(peer))
+
     def compact(self) -> None:
         """Give the disk back what deleted entries take. It can take seconds, and blocks its caller.
 
@@ -264,8 +290,9 @@ class Scuttleup:
 
         Each log's changes come in order; what is at or below its head is known and skipped. Entries
         of a signed log are handed in as they are stored, with their signatures. A ValueError, and
-        nothing is stored, if a change leaves a gap in this peer's own log, is larger than
-        `max_entry`, is not signed by its author, or begins a log for which there is no room.
+        nothing is stored, if a change leaves a gap in this peer's own log, is of a log that was
+        forgotten, is larger than `max_entry`, is not signed by its author, or begins a log
+        for which there is no room.
         """
         runs: list[Run] = []
         # The entries of the last run.
@@ -352,7 +379,9 @@ class Scuttleup:
 
         # `verify` gets the change as it can be read, not as it is stored.
         verify = self._verify and partial(self._ask, self._verify)
-        return ReplicationStream(store, mode=mode, live=live, verify=verify, wake=wake)
+        return ReplicationStream(
+            store, mode=mode, live=live, verify=verify, accept=self._accept, wake=wake
+        )
 
     @property
     def fork(self) -> Fork | None:
@@ -456,15 +485,23 @@ class Scuttleup:
 
 
 def _check_options(
-    value_encoding: str, verify: Callable[[Change], bool] | None, max_entry: int
+    value_encoding: str,
+    verify: Callable[[Change], bool] | None,
+    accept: Callable[[str], bool] | Container[str] | None,
+    max_entry: int,
 ) -> Encoding:
     """Return the encoding, if all of these options can be had: else TypeError or ValueError."""
     encoding = find_encoding(value_encoding)
     if verify is not None and not callable(verify):
         raise TypeError(f"verify is a function or None, not {verify!r}")
-    if getattr(getattr(verify, "__code__", None), "co_flags", 0) & CO_COROUTINE:
-        # Nobody would await it, and a coroutine is true: it would let everything pass.
-        raise TypeError(f"verify has to answer at once, so it cannot be async: {verify!r}")
+    if isinstance(accept, (str, bytes)) or not (
+        accept is None or callable(accept) or hasattr(accept, "__contains__")
+    ):
+        raise TypeError(f"accept is a set of ids, a function or None, not {accept!r}")
+    for name, function in ("verify", verify), ("accept", accept):
+        if getattr(getattr(function, "__code__", None), "co_flags", 0) & CO_COROUTINE:
+            # Nobody would await it, and a coroutine is true: it would let everything pass.
+            raise TypeError(f"{name} has to answer at once, so it cannot be async: {function!r}")
     if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
         raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
     return encoding

@@ -41,6 +41,7 @@ from .keys import (
     CHANGES,
     CHANGES_END,
     DELETED_HEADS,
+    FORGOTTEN,
     FORK,
     ID,
     SEPARATOR,
@@ -219,6 +220,13 @@ def load_heads(db: Any) -> dict[str, int]:
         else:
             raise Unreadable(_CUT_SHORT)
     return heads
+
+
+def load_forgotten(db: Any) -> frozenset[str]:
+    """The logs that are not wanted here."""
+    with _scan(db, FORGOTTEN, values=False) as keys:
+        found = takewhile(lambda key: key.startswith(FORGOTTEN), keys)
+        return frozenset(key[len(FORGOTTEN) :].decode() for key in found)
 
 
 def _scan(db: Any, start: bytes, *, values: bool = True) -> Any:

@@ -57,6 +57,7 @@ from .keys import (
     BACKUP,
     DELETED_HASHES,
     DELETED_HEADS,
+    FORGOTTEN,
     ID,
     change_keys,
     log_bytes,
@@ -65,7 +66,7 @@ from .keys import (
 )
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_HANDSHAKE, MAX_SEQ
-from .scan import keys_between, load_fork, load_heads, load_id, load_text
+from .scan import keys_between, load_forgotten, load_fork, load_heads, load_id, load_text
 from .signed import Authors, find_id, is_signed
 
 TYPE_CHECKING = False
@@ -83,9 +84,9 @@ class Store:
     default of every write. `max_entry` is the most bytes that an entry may have as it is stored.
     With `only_signed`, no unsigned log is taken from others.
 
-    Three attributes are for reading, from any thread: `id`; `heads`, which has each peer's last
-    number; and `room`, which is how many of its MAX_HANDSHAKE bytes our handshake has left for logs
-    that are not here yet.
+    Four attributes are for reading, from any thread: `id`; `heads`, which has each peer's last
+    number; `forgotten`, which has the logs that are not wanted here; and `room`, which is how many
+    of its MAX_HANDSHAKE bytes our handshake has left for logs that are not here yet.
 
     Raises DatabaseError if the database cannot be read, and what `find_id` raises.
     """
@@ -121,7 +122,8 @@ class Store:
             if self.id != stored:
                 db.put(ID, self.id.encode(), sync=True)
                 files.sync_folder(database.folder)
-            self.heads = load_heads(db)
+            self.forgotten = load_forgotten(db)
+            self.heads = self._load_heads(db)
             self.go_on(load_fork(db), load_text(db, BACKUP))
         self.only_signed = only_signed
         self.take_id(self.id, key)
@@ -269,6 +271,53 @@ class Store:
                 (self.database.compact if first < last else self.database.compact_soon)(low, high)
         return gone
 
+    def forget(self, peer: str) -> int:
+        """Delete the whole log of `peer`, which is not wanted from now on; return how many went.
+
+        All but the entries goes in one step, and first: so whatever ends this early, the log is not
+        there any more, and doing it again, or `remember`, deletes the rest.
+        """
+        if peer == self.id:
+            raise ValueError(f"{peer!r} is our own log, which cannot be forgotten")
+        self._want(peer, False)
+        gone = self.delete(peer, 1, MAX_SEQ)
+        if gone:
+            self.database.compact(log_prefix(peer), log_prefix(peer) + b"\xff")
+        return gone
+
+    def remember(self, peer: str) -> None:
+        """Take the log of `peer` again, if it was forgotten."""
+        if peer in self.forgotten:
+            self.delete(peer, 1, MAX_SEQ)
+            self._want(peer, True)
+
+    def _want(self, peer: str, wanted: bool) -> None:
+        """Write down whether the log of `peer` is wanted. If not, its head and its room go."""
+        self.refuse_nested()
+        with self.database.writes, self.database as db:
+            self.settle()
+            name = peer.encode()
+            batch = db.write_batch(sync=self.sync)
+            if wanted:
+                batch.delete(FORGOTTEN + name)
+            else:
+                batch.put(FORGOTTEN + name, b"")
+                batch.delete(DELETED_HEADS + name)
+                batch.delete(DELETED_HASHES + name)
+            # If the write fails, `settle` finds out what LevelDB has.
+            self._in_doubt = True
+            if not wanted and self.heads.pop(peer, 0):
+                self.room += log_bytes(peer)
+            self.forgotten = self.forgotten - {peer} if wanted else self.forgotten | {peer}
+            self._commit(batch.write, self.sync, {})
+
+    def _load_heads(self, db: Any) -> dict[str, int]:
+        """The heads of all logs but the forgotten ones, of which entries may be left."""
+        heads = load_heads(db)
+        for peer in self.forgotten:
+            heads.pop(peer, None)
+        return heads
+
     def compact(self) -> None:
         """Give the disk back what deleted entries take, while others read and write."""
         self.database.compact(b"\0", b"\xff")
@@ -355,7 +404,10 @@ class Store:
         # journal, but loses count of its blocks. What it acknowledges from then on may be gone at
         # the next opening. In a new journal it counts anew.
         self.database.begin_new_journal()
-        found = load_heads(self.database.db)
+        self.forgotten = load_forgotten(self.database.db)
+        for peer in self.forgotten:
+            self.heads.pop(peer, None)
+        found = self._load_heads(self.database.db)
         for peer, head in found.items():
             self.heads[peer] = max(head, self.heads.get(peer, 0))
         self.room = _room(self.id, self.heads)

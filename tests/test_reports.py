@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import combinations, count
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from unittest.mock import patch
 import pytest
 from leveldb import binding
 
+import scuttleup
 from scuttleup import Change, ConnectionLost, ProtocolError, Scuttleup, ScuttleupError
 from scuttleup.replication import ReplicationStream, protocol
 from scuttleup.replication.messages import (
@@ -30,6 +32,7 @@ from scuttleup.replication.messages import (
     encode_report,
     handshake_pieces,
 )
+from scuttleup.signed import proof_of
 
 PARTS = count()  # of the database, one for each peer of each run
 LIMIT = 60_000  # steps, after which a run counts as one that does not end
@@ -235,6 +238,9 @@ class Run:
                 assert not isinstance(end.error, ConnectionLost), end.error
                 if not (end.error or other.error):
                     assert end.result.refused_there.keys() <= other.result.refused.keys()
+                    assert (
+                        end.live or other.live or end.result.refused_there == other.result.refused
+                    )
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +321,62 @@ def test_a_one_shot_is_finished_when_the_remote_has_taken_all(us: ReplicationStr
     us.receive_data(encode_report(Report(2, 1, refused=(Refusal("us", 2, "a\nreason"),))))
     assert us.finished
     assert us.replicated == (2, 0, {}, 1, {"us": "a\\nreason"}, 0)
+
+
+def exchange(*logs: Scuttleup, **options: Any) -> None:
+    streams = [each.create_replication_stream(live=False, **options) for each in logs]
+    while any(data := [stream.data_to_send() for stream in streams]):
+        for stream, there in zip(reversed(streams), data, strict=True):
+            if there:
+                stream.receive_data(there)
+
+
+def test_the_owner_of_a_log_that_has_forked_hears_of_it_with_a_proof(tmp_path: Path) -> None:
+    pytest.importorskip("nacl")
+    key = bytes(range(32))
+
+    def opened(name: str, *entries: str) -> Scuttleup:
+        logs = scuttleup.open(tmp_path / name, key=key)
+        logs.extend(entries)
+        return logs
+
+    friend = scuttleup.open(tmp_path / "friend")
+    with opened("one", "a", "b") as one, opened("two", "a", "c", "d") as two, friend:
+        exchange(friend, one)
+        assert one.fork is None
+        exchange(friend, two)
+        assert two.fork == (2, "by a remote")
+        # A proof of what is our own entry, or no proof, says nothing.
+        stored = one._store.get(one.id, 2)
+        for proof in (proof_of(stored), bytes(96), b""):
+            stream = one.create_replication_stream()
+            hello = encode_handshake("them", {}, "sync", reports=True)
+            refusal = Refusal(one.id, 2, "fork at 3", proof)
+            stream.receive_data(hello + encode_report(Report(refused=(refusal,))))
+            assert one.fork is None
+
+
+@pytest.mark.parametrize(
+    ("known", "mode", "may"), [(2, "sync", True), (1, "sync", False), (2, "push", False)]
+)
+def test_a_backup_goes_on_when_a_peer_that_knows_it_has_sent_all(
+    tmp_path: Path, known: int, mode: Any, may: bool
+) -> None:
+    friend_path = tmp_path / "friend"
+    with scuttleup.open(tmp_path / "us", id="us") as us, scuttleup.open(friend_path) as friend:
+        us.extend(["a", "b"])
+        friend.write(Change("us", seq, b"ab"[seq - 1 : seq]) for seq in range(1, known + 1))
+        us.backup(tmp_path / "backup")
+    with (
+        scuttleup.open(tmp_path / "backup") as backup,
+        scuttleup.open(tmp_path / "friend") as other,
+    ):
+        exchange(backup, other, **({} if mode == "sync" else {"mode": "push"}))
+        if may:
+            assert backup.append("c").seq == 3
+        else:
+            with pytest.raises(ScuttleupError, match="is a backup"):
+                backup.append("c")
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     argument = add("head", _head, "print the last number of every log; * is this peer's")
     argument("--json", action="store_true", help="as a JSON object")
 
+    help = "the id of the log, as `head` shows it, without the quotes"
+    add("forget", _want, "delete another's log, and take it no more")(
+        "peer", metavar="PEER", help=help
+    )
+    add("remember", _want, "take a log again that was forgotten")("peer", metavar="PEER", help=help)
     argument = add("export", _export, "print every entry as it is stored, a JSON object a line")
     argument = add("import", _import, "store what export has printed, from stdin")
     argument = add("backup", _backup, "make a whole copy, which knows that it is a backup")
@@ -324,6 +329,14 @@ def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
         print(f"{'*' if peer == logs.id else ' '} {seq} {peer!r}")
 
 
+def _want(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Forget a log, or take it again."""
+    if args.command == "remember":
+        logs.remember(args.peer)
+    else:
+        print(f"{args.peer!r}: {logs.forget(args.peer)} entries deleted")
+
+
 def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
     """Print what is in each log, and return 1 if there is any fault."""
     from .check import check_logs, stray_keys
@@ -394,6 +407,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     from threading import Event
 
     from ..peer import Peer, load_tls
+    from ..replication import UNWANTED
     from .terminal import Messages, Printer, Typist
 
     loop = asyncio.get_running_loop()
@@ -455,4 +469,5 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
         logging.getLogger("scuttleup").info(summary)
         if interrupted.is_set():
             return 130
-        return int(peer.failures + peer.lost > 0 or printer.failed or bool(done.refused))
+        bad = any(reason not in UNWANTED for reason in done.refused.values())
+        return int(peer.failures + peer.lost > 0 or printer.failed or bad)

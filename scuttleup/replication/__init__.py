@@ -6,6 +6,7 @@ it comes in (`door.py`), the protocol without any I/O (`protocol.py`), and the s
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .connection import replicate as replicate
+    from .door import UNWANTED as UNWANTED
     from .door import Door as Door
     from .messages import MODES as MODES
     from .messages import Mode as Mode
@@ -17,7 +18,7 @@ else:
         """Load a file when it is first used, since a log needs none, and one of them asyncio."""
         if name in ("MODES", "Mode"):
             from . import messages as file
-        elif name == "Door":
+        elif name in ("Door", "UNWANTED"):
             from . import door as file
         elif name in ("Replicated", "ReplicationStream"):
             from . import protocol as file

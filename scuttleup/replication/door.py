@@ -9,15 +9,16 @@ door gives back a `Verdict`: the log, the number of the first entry that is left
 reason. These are the rules, in the order in which they are asked:
 
 1. The id can be that of a log.
-2. This door has not left out the log before, nor MAX_LEFT_OUT others.
-3. The log is signed, where only signed logs are taken, and its signatures can be checked here.
-4. Our handshake has room for the log.
-5. The number of the entry is not 0.
-6. The entry is not above `max_entry`.
-7. The author has signed the entry, and not another entry in its place (a fork).
-8. The entry leaves no gap in our own log. A stranger's entry would otherwise decide what number
+2. The log was not forgotten, and `accept` takes it.
+3. This door has not left out the log before, nor MAX_LEFT_OUT others.
+4. The log is signed, where only signed logs are taken, and its signatures can be checked here.
+5. Our handshake has room for the log.
+6. The number of the entry is not 0.
+7. The entry is not above `max_entry`.
+8. The author has signed the entry, and not another entry in its place (a fork).
+9. The entry leaves no gap in our own log. A stranger's entry would otherwise decide what number
    our next entry gets. Our own signed log may have gaps, because strangers cannot sign.
-9. `verify` has nothing against the entry.
+10. `verify` has nothing against the entry.
 
 *What is wrong with one log harms that log alone.* The entries before the fault are stored, that log
 is left out with all that follows in it, since that would leave a gap here for good, and everything
@@ -30,24 +31,30 @@ lock, as it is a function of the user's: it is asked about what the other rules 
 these are then asked once more.
 
 *What is remembered* is the names of the logs that this door has left out because of an entry of
-theirs, or for want of room. The other rules need no memory: they would say the same again. A remote
-gets a door of its own, so what it did wrong does not count against another.
+theirs, or for want of room, and what `accept` has said. The other rules need no memory: they would
+say the same again. A remote gets a door of its own, so what it did wrong does not count against
+another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from traceback import format_exception
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import limits
 from ..changes import Change, Run, expand
+from ..errors import EntryNotFound
 from ..identity import note_fork
 from ..keys import check_peer, log_bytes
-from ..signed import PREFIX, check, is_odd, pynacl_installed
+from ..limits import MAX_SEQ
+from ..signed import PREFIX, SIGNATURE_BYTES, check, is_odd, proof_of, proves, pynacl_installed
 from ..store import Store, too_large
 
 _NO_ROOM = "there is no room for another log"
+# Reasons that are nobody's failure.
+UNWANTED = "not accepted", "forgotten"
 
 
 class Verdict(NamedTuple):
@@ -61,17 +68,26 @@ class Verdict(NamedTuple):
 class Door:
     """Decides what of a remote's, or of a caller's, comes into `store`, and has it stored there.
 
-    `verify(change) -> bool` is asked about each change that nothing else is wrong with.
+    `verify(change) -> bool` is asked about each change that nothing else is wrong with, and
+    `accept(peer) -> bool` once about each log of others that is not here.
     """
 
-    def __init__(self, store: Store, verify: Callable[[Change], bool] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        verify: Callable[[Change], bool] | None = None,
+        accept: Callable[[str], bool] | None = None,
+    ) -> None:
         self._store = store
         self._verify = verify
+        self._accept = accept
+        # The logs that `accept` has taken on this door.
+        self._accepted: set[str] = set()
         # The logs of which this door has left out an entry. What follows would leave a gap.
         # For reading from outside.
         self.left_out: set[str] = set()
-        # How many changes came of logs that are not wanted here. For reading from outside.
-        self.unwanted_count = 0
+        # The logs that are not wanted here. For reading from outside.
+        self.unwanted: set[str] = set()
         # How many bytes our handshake has left for the logs that the remote has and we have not.
         self._room = store.room
 
@@ -178,6 +194,20 @@ class Door:
                 approved.append(Run(peer, first, entries))
         return approved, verdicts
 
+    def proof(self, peer: str, seq: int) -> bytes:
+        """What proves that the author of `peer` has signed the entry that is here; else b""."""
+        with suppress(EntryNotFound):
+            return proof_of(self._store.get(peer, seq))
+        return b""
+
+    def hear_proof(self, seq: int, proof: bytes) -> None:
+        """Note a fork if `proof` is of another entry `seq` of our own log than that here."""
+        own = self._store.id
+        if pynacl_installed() and 0 < seq <= MAX_SEQ and proves(own, seq, proof):
+            ours = self.proof(own, seq)
+            if ours and ours[:-SIGNATURE_BYTES] != proof[:-SIGNATURE_BYTES]:
+                note_fork(self._store, seq, "by a remote")
+
     def _note_fork(self, verdicts: list[Verdict], where: str) -> None:
         """Tell the store if one of `verdicts` proves that our own log has forked."""
         for peer, seq, reason in verdicts:
@@ -191,6 +221,8 @@ class Door:
                 check_peer(peer)
             except ValueError as error:
                 return f"{error!s:.120}"
+            if fault := self._unwanted(peer):
+                return fault
             if len(self.left_out) >= limits.MAX_LEFT_OUT:
                 return f"{len(self.left_out)} logs were left out before"
         if not peer.startswith(PREFIX):
@@ -198,6 +230,21 @@ class Door:
         if is_odd(peer):
             return "begins like a public key and is none"
         return "" if pynacl_installed() else "cannot be checked without PyNaCl"
+
+    def _unwanted(self, peer: str) -> str:
+        """Why a log that is not here is not wanted; "" if it is."""
+        if peer in self._store.forgotten:
+            fault = UNWANTED[1]
+        elif self._accept is None or peer in self._accepted:
+            return ""
+        elif peer in self.unwanted or not self._ask(self._accept, "accept", peer):
+            fault = UNWANTED[0]
+        else:
+            self._accepted.add(peer)
+            return ""
+        if len(self.unwanted) < limits.MAX_LEFT_OUT:
+            self.unwanted.add(peer)
+        return fault
 
     def _verified(
         self, runs: Iterable[Run], verify: Callable[[Change], bool], verdicts: list[Verdict]
@@ -217,16 +264,23 @@ class Door:
                 yield Run(peer, first, entries)
 
     def _objection(self, verify: Callable[[Change], bool], change: Change) -> str:
-        """What `verify` has against a change; "" if it takes it.
+        """What `verify` has against a change; "" if it takes it."""
+        answer = self._ask(verify, "verify", change)
+        if answer is None:
+            return f"verify failed at {change.seq}"
+        return "" if answer else f"verify refused {change.seq}"
+
+    def _ask(self, function: Callable[[Any], bool], name: str, about: Any) -> bool | None:
+        """What a function of the user's says; None if it failed.
 
         An exception of it is a mistake of the program, and is told with its traceback.
         """
         try:
-            answer = verify(change)
+            answer = function(about)
             if hasattr(answer, "__await__"):  # such an object is true, whatever it would come to
-                raise TypeError("verify has to answer at once, but returned an awaitable")
-            return "" if answer else f"verify refused {change.seq}"
+                raise TypeError(f"{name} has to answer at once, but returned an awaitable")
+            return bool(answer)
         except Exception as error:
             trace = "".join(format_exception(error))
-            self._store.events.tell("error", "verify failed", f"verify failed:\n{trace}")
-            return f"verify failed at {change.seq}"
+            self._store.events.tell("error", f"{name} failed", f"{name} failed:\n{trace}")
+            return None

@@ -64,9 +64,10 @@ from .. import limits
 from ..changes import Change, Run
 from ..errors import ConnectionLost, ProtocolError
 from ..follower import Follower
+from ..identity import resume
 from ..limits import MAX_ENTRY, MAX_SEQ
 from ..store import Store
-from .door import Door
+from .door import UNWANTED, Door
 from .messages import (
     MODES,
     Decoder,
@@ -159,6 +160,7 @@ class ReplicationStream:
         mode: str,
         live: bool,
         verify: Callable[[Change], bool] | None,
+        accept: Callable[[str], bool] | None = None,
         wake: Callable[[], None],
     ) -> None:
         if mode not in MODES:
@@ -170,7 +172,7 @@ class ReplicationStream:
         self._wake = wake
         self._state = State.GREETING
         # What comes in has to pass here.
-        self._door = Door(store, verify)
+        self._door = Door(store, verify, accept)
         # What has come from the remote and is not complete.
         self._decoder = Decoder(store.max_entry)
         # What the remote said of itself; None until it has.
@@ -200,14 +202,17 @@ class ReplicationStream:
         # What the remote has reported, all in all; None if it does not report.
         self._there: Report | None = None
         self._refused_there: dict[str, str] = {}
-        # What our next report is to say: how many changes came, how many of them are not here, and
-        # the logs that are left out and were not named before.
-        self._taken = self._lost = 0
+        # What our next report is to say: how many changes came, how many of them are not here, how
+        # many are not wanted, and the logs that are left out and were not named before.
+        self._taken = self._lost = self._unwanted = 0
         self._to_name: list[Refusal] = []
         # What the last report said; see `_to_report`.
         self._said: tuple[int, int, bool, int, int] = 0, 0, False, 0, 0
         # Whether a report of a live stream shall wait. For whoever has the connection.
         self.hold_reports = False
+        # Whether the remote has as much of our own log as we had: a backup goes on when such a one
+        # has sent all that it has.
+        self._ours_there = False
         # Whether the remote has ended its side.
         self._ended = False
         # Called when `caught_up` may have changed. For whoever has the connection.
@@ -422,8 +427,7 @@ class ReplicationStream:
         taken, lost, complete, _, coming = now
         refused, self._to_name = tuple(self._to_name), []
         self._said = taken, lost, complete, 0, coming
-        unwanted = self._door.unwanted_count
-        return encode_report(Report(taken, lost, unwanted, complete, refused))
+        return encode_report(Report(taken, lost, self._unwanted, complete, refused))
 
     # --- Receiving ---
 
@@ -467,6 +471,7 @@ class ReplicationStream:
         if fault and not head:
             self._tell_left_out(peer, fault, 0)
             return
+        self._ours_there |= peer == self._store.id and seq >= head
         # A digest of 0 promises nothing.
         if seq:
             self._since[peer] = seq
@@ -495,15 +500,18 @@ class ReplicationStream:
         It calls few functions, because each change may be of another log: some 5,000 in a turn.
         """
         runs: list[Run] = []
-        left_out = self._door.left_out
+        left_out, unwanted = self._door.left_out, self._door.unwanted
         notes_promises = not self._live and self._there is None
         try:
             for peer, first, entries in self._decoder.changes():
                 if not self._receives:
                     raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
                 self._taken += len(entries) or 1
-                if peer in left_out:
-                    self._lost += len(entries) or 1
+                if peer in left_out or peer in unwanted:
+                    if peer in left_out:
+                        self._lost += len(entries) or 1
+                    else:
+                        self._unwanted += len(entries) or 1
                     continue
                 runs.append(Run(peer, first, entries))
                 if entries and notes_promises:
@@ -518,6 +526,9 @@ class ReplicationStream:
                     self._tell_left_out(peer, reason, seq)
                 if self._there is not None:
                     self._lost += self._missing(runs, stored)
+                    if unwanted:
+                        new = sum(len(it[2]) or 1 for it in runs if it.peer in unwanted)
+                        self._lost, self._unwanted = self._lost - new, self._unwanted + new
         # Our follower is asked only after this, so it does not send back what the remote has sent.
         # It is not raised for what is left out: the remote gets from us what it lacks of that log,
         # and another remote can send us what is missing here.
@@ -580,18 +591,23 @@ class ReplicationStream:
         ):
             raise ValueError(f"a report of {now.taken} changes less {now.lost + now.unwanted}")
         self._there = now._replace(complete=now.complete or before.complete, refused=())
+        if now.complete and self._ours_there and self._receives and self._store.backup:
+            resume(self._store)
         self.on_report()
 
     def _receive_refusals(self, refused: tuple[Refusal, ...]) -> None:
         """Tell what the remote leaves out. MAX_NAMED of these logs are named, and our own."""
-        for peer, _, reason, _ in refused[: 2 * limits.MAX_NAMED]:
+        for peer, seq, reason, proof in refused[: 2 * limits.MAX_NAMED]:
             shown, reason = _show(peer), _show(reason, limits.MAX_REASON)
             ours = peer == self._store.id
+            if ours and proof:
+                self._door.hear_proof(seq, proof)
             if ours or len(self._refused_there) < limits.MAX_NAMED:
                 self._refused_there[shown] = reason
                 which = "our own log" if ours else f"the log '{shown}'"
                 text = f"the remote leaves out {which}: {reason}"
-                self._tell("left out there", text, shown)
+                if reason not in UNWANTED:
+                    self._tell("left out there", text, shown)
 
     def _receive_end(self) -> None:
         """The remote has ended its side, and with that everything it promised is over."""
@@ -621,13 +637,26 @@ class ReplicationStream:
             return
         # The log of either side is always named: so its owner learns that it has forked.
         owned = peer in (self.remote_id, self._store.id)
+        if len(self._refused) >= limits.MAX_NAMED and reason not in UNWANTED:
+            # What somebody has decided gives way to what is wrong.
+            decided = (name for name, why in self._refused.items() if why in UNWANTED)
+            self._refused.pop(next(decided, ""), None)
         if len(self._refused) >= limits.MAX_NAMED and not owned:
+            if reason in UNWANTED:
+                return
             self._tell("further logs", f"further logs are left out of a connection: {reason}")
             return
         self._refused[shown] = reason
         if seq is not None:
-            self._to_name.append(Refusal(peer[: limits.MAX_PEER], seq, reason[: limits.MAX_REASON]))
-        self._tell("left out", f"the log '{shown}' is left out of a connection: {reason}", shown)
+            proof = b""
+            if peer == self.remote_id and reason == f"fork at {seq}":
+                # Our entry before that one is not the one that its author has signed.
+                seq, proof = seq - 1, self._door.proof(peer, seq - 1)
+            why = reason[: limits.MAX_REASON]
+            self._to_name.append(Refusal(peer[: limits.MAX_PEER], seq, why, proof))
+        if reason not in UNWANTED:  # which somebody has decided
+            text = f"the log '{shown}' is left out of a connection: {reason}"
+            self._tell("left out", text, shown)
 
     def _tell(self, kind: str, text: str, who: str = "") -> None:
         self._store.events.tell("warning", kind, text, who)

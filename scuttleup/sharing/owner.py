@@ -66,6 +66,9 @@ CALLS: dict[str, Callable[..., Answer]] = {
         store.delete(check_peer(peer), check_seq(first), check_seq(last)),
         [],
     ),
+    "forgotten": lambda store, entries: (sorted(store.forgotten), []),
+    "forget": lambda store, entries, peer: (store.forget(check_peer(peer)), []),
+    "remember": lambda store, entries, peer: (store.remember(check_peer(peer)), []),
     "compact": lambda store, entries: (store.compact(), []),
 }
 

@@ -40,8 +40,8 @@ from .owner import ANSWERS, GOODBYE
 _RAISED: dict[str, type[Exception]] = {kind.__name__: kind for kind in ANSWERS}
 _RAISED |= {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
 # The calls after which something may be stored, and those that can take long.
-_WRITES = {"append", "extend", "write", "delete"}
-_SLOW = {"delete", "compact"}
+_WRITES = {"append", "extend", "write", "delete", "forget", "remember"}
+_SLOW = {"delete", "forget", "remember", "compact"}
 _CLOSED = "these logs are closed"
 _NESTED = "a call was begun in the middle of another one, for instance by a signal handler"
 
@@ -190,6 +190,16 @@ class SharedStore:
 
     def delete(self, peer: str, first: int, last: int) -> int:
         return int(self._call("delete", peer, first, last)[0])
+
+    @property
+    def forgotten(self) -> frozenset[str]:
+        return frozenset(self._call("forgotten")[0])
+
+    def forget(self, peer: str) -> int:
+        return int(self._call("forget", peer)[0])
+
+    def remember(self, peer: str) -> None:
+        self._call("remember", peer)
 
     def compact(self) -> None:
         self._call("compact")

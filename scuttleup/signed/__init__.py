@@ -12,8 +12,11 @@ from .authors import new_key as new_key
 from .signing import FIRST_LINK as FIRST_LINK
 from .signing import KEY_BYTES as KEY_BYTES
 from .signing import PREFIX as PREFIX
+from .signing import SIGNATURE_BYTES as SIGNATURE_BYTES
 from .signing import check as check
 from .signing import is_odd as is_odd
 from .signing import is_signed as is_signed
+from .signing import proof_of as proof_of
+from .signing import proves as proves
 from .signing import pynacl_installed as pynacl_installed
 from .signing import strip as strip

@@ -287,13 +287,29 @@ def _signed(seq: int, digest: bytes) -> bytes:
 
 def _is_signature(key: bytes, seq: int, stored: bytes) -> bool:
     """Whether `stored` ends with the signature of `key` for it as entry number `seq`."""
-    nacl = _nacl()
-    if len(stored) < TRAILER_BYTES:
-        return False
+    return len(stored) >= TRAILER_BYTES and _proves(key, seq, proof_of(stored))
+
+
+def proof_of(stored: bytes) -> bytes:
+    """All that a signature needs to be checked without the entry: a SHA-256 and the signature.
+
+    These are 96 bytes. Who has two different ones of one number knows that the log has forked.
+    """
     # A view makes no copy of an entry that may have 16 MiB.
-    digest = _sha256()(memoryview(stored)[:-SIGNATURE_BYTES]).digest()
+    digest: bytes = _sha256()(memoryview(stored)[:-SIGNATURE_BYTES]).digest()
+    return digest + stored[-SIGNATURE_BYTES:]
+
+
+def proves(peer: str, seq: int, proof: bytes) -> bool:
+    """Whether the author of the signed log `peer` has signed what `proof` is of as entry `seq`."""
+    key = public_key(peer)
+    return key is not None and len(proof) == TRAILER_BYTES and _proves(key, seq, proof)
+
+
+def _proves(key: bytes, seq: int, proof: bytes) -> bool:
+    nacl, digest = _nacl(), proof[:-SIGNATURE_BYTES]
     with suppress(nacl.exceptions.BadSignatureError):
-        nacl.bindings.crypto_sign_open(stored[-SIGNATURE_BYTES:] + _signed(seq, digest), key)
+        nacl.bindings.crypto_sign_open(proof[-SIGNATURE_BYTES:] + _signed(seq, digest), key)
         return True
     return False
 
