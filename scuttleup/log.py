@@ -272,11 +272,19 @@ class Scuttleup:
         went. This blocks its caller, as `delete` does. If it ends early, the log is gone all the
         same, and forgetting it again deletes the rest. Raises ValueError for our own log.
         """
+        if isinstance(self._store, Store):
+            from .replication import forget  # here and below, as it is seldom needed
+
+            return forget(self._store, check_peer(peer))
         return self._store.forget(check_peer(peer))
 
     def remember(self, peer: str) -> None:
         """Take a log again that was forgotten. It comes at the next meeting with who has it."""
-        self._store.remember(check_peer(peer))
+        if isinstance(self._store, Store):
+            from .replication import remember
+
+            return remember(self._store, check_peer(peer))
+        return self._store.remember(check_peer(peer))
 
     def compact(self) -> None:
         """Give the disk back what deleted entries take. It can take seconds, and blocks its caller.

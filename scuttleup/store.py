@@ -57,7 +57,6 @@ from .keys import (
     BACKUP,
     DELETED_HASHES,
     DELETED_HEADS,
-    FORGOTTEN,
     ID,
     change_keys,
     log_bytes,
@@ -271,45 +270,18 @@ class Store:
                 (self.database.compact if first < last else self.database.compact_soon)(low, high)
         return gone
 
-    def forget(self, peer: str) -> int:
-        """Delete the whole log of `peer`, which is not wanted from now on; return how many went.
+    def set_forgotten(self, forgotten: frozenset[str], batch: Any) -> None:
+        """Write `batch`, with which these logs, and no others, are not wanted; their heads go.
 
-        All but the entries goes in one step, and first: so whatever ends this early, the log is not
-        there any more, and doing it again, or `remember`, deletes the rest.
+        It is called under the lock `writes`. See `replication/forgetting.py`.
         """
-        if peer == self.id:
-            raise ValueError(f"{peer!r} is our own log, which cannot be forgotten")
-        self._want(peer, False)
-        gone = self.delete(peer, 1, MAX_SEQ)
-        if gone:
-            self.database.compact(log_prefix(peer), log_prefix(peer) + b"\xff")
-        return gone
-
-    def remember(self, peer: str) -> None:
-        """Take the log of `peer` again, if it was forgotten."""
-        if peer in self.forgotten:
-            self.delete(peer, 1, MAX_SEQ)
-            self._want(peer, True)
-
-    def _want(self, peer: str, wanted: bool) -> None:
-        """Write down whether the log of `peer` is wanted. If not, its head and its room go."""
-        self.refuse_nested()
-        with self.database.writes, self.database as db:
-            self.settle()
-            name = peer.encode()
-            batch = db.write_batch(sync=self.sync)
-            if wanted:
-                batch.delete(FORGOTTEN + name)
-            else:
-                batch.put(FORGOTTEN + name, b"")
-                batch.delete(DELETED_HEADS + name)
-                batch.delete(DELETED_HASHES + name)
-            # If the write fails, `settle` finds out what LevelDB has.
-            self._in_doubt = True
-            if not wanted and self.heads.pop(peer, 0):
+        # If the write fails, `settle` finds out what LevelDB has.
+        self._in_doubt = True
+        for peer in forgotten - self.forgotten:
+            if self.heads.pop(peer, 0):
                 self.room += log_bytes(peer)
-            self.forgotten = self.forgotten - {peer} if wanted else self.forgotten | {peer}
-            self._commit(batch.write, self.sync, {})
+        self.forgotten = forgotten
+        self._commit(batch.write, self.sync, {})
 
     def _load_heads(self, db: Any) -> dict[str, int]:
         """The heads of all logs but the forgotten ones, of which entries may be left."""
@@ -431,19 +403,6 @@ class Store:
         if entry is None:
             raise EntryNotFound(f"no entry {seq} of {peer!r}")
         return entry
-
-    def count(self, ranges: Iterable[tuple[str, int, int]]) -> int:
-        """How many of the entries in `ranges`, each (peer, first, last), are here."""
-        count = 0
-        with self.database.reads, self.database as db:
-            for peer, first, last in ranges:
-                prefix = log_prefix(peer)
-                start, stop = prefix + pack_seq(first), prefix + pack_seq(last)
-                if first == last:  # a fourth of the time
-                    count += db.get(start, verify_checksums=True) is not None
-                else:
-                    count += len(keys_between(db, start, stop, last + 1 - first))
-        return count
 
     def follow(
         self,

@@ -11,6 +11,7 @@ from commands import run
 
 import scuttleup
 from scuttleup import Change, Scuttleup
+from scuttleup.replication.forgetting import _want
 
 NewLogs = Callable[..., Scuttleup]
 
@@ -141,7 +142,7 @@ def test_what_a_crash_left_of_a_forgotten_log_is_not_there_and_does_not_come_bac
 ) -> None:
     us = new_logs("us")
     us.write(of("stranger", 1, 2, 3))
-    us._store._want("stranger", False)  # and then the process was killed
+    _want(us._store, "stranger", False)  # and then the process was killed
     again = Scuttleup(us._store.database.db)
     assert again.head == {}
     again.remember("stranger")

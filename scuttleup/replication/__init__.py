@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from .connection import replicate as replicate
     from .door import UNWANTED as UNWANTED
     from .door import Door as Door
+    from .forgetting import forget as forget
+    from .forgetting import remember as remember
     from .messages import MODES as MODES
     from .messages import Mode as Mode
     from .protocol import Replicated as Replicated
@@ -20,6 +22,8 @@ else:
             from . import messages as file
         elif name in ("Door", "UNWANTED"):
             from . import door as file
+        elif name in ("forget", "remember"):
+            from . import forgetting as file
         elif name in ("Replicated", "ReplicationStream"):
             from . import protocol as file
         elif name == "replicate":

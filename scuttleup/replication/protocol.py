@@ -556,7 +556,7 @@ class ReplicationStream:
                 last, run = run.first - 1, next(rest, None)
             if 0 < first <= last:
                 known.append((peer, first, last))
-        return came - new - self._store.count(known)
+        return came - new - self._door.count(known)
 
     def _note_progress(self, peer: str, first: int, last: int) -> None:
         """Note changes that the remote promised, and that it sends for the first time.

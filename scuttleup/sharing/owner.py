@@ -34,7 +34,7 @@ from .. import limits
 from ..changes import Run
 from ..errors import DatabaseLocked, ScuttleupError
 from ..keys import check_peer, check_seq
-from ..replication import Door
+from ..replication import Door, forget, remember
 from ..store import Store
 from .link import FILE, OWNER, USER, Link, closed_after_fork, write_down
 
@@ -55,6 +55,11 @@ def _write(store: Store, entries: list[bytes], sync: bool | None, spans: list[An
     return Door(store).write(runs, sync), []
 
 
+def _remember(store: Store, peer: str) -> Answer:
+    remember(store, check_peer(peer))
+    return None, []
+
+
 # What a user can ask for: the name of the call, and what answers it.
 CALLS: dict[str, Callable[..., Answer]] = {
     "heads": lambda store, entries: (store.heads.copy(), []),
@@ -67,8 +72,8 @@ CALLS: dict[str, Callable[..., Answer]] = {
         [],
     ),
     "forgotten": lambda store, entries: (sorted(store.forgotten), []),
-    "forget": lambda store, entries, peer: (store.forget(check_peer(peer)), []),
-    "remember": lambda store, entries, peer: (store.remember(check_peer(peer)), []),
+    "forget": lambda store, entries, peer: (forget(store, check_peer(peer)), []),
+    "remember": lambda store, entries, peer: _remember(store, peer),
     "compact": lambda store, entries: (store.compact(), []),
 }
 
