@@ -113,6 +113,8 @@ STRICTER = f"{MAX} is the most|a change where the handshake|wire type 3|codec ca
 
 
 def assert_read_alike(name: str, message: bytes) -> None:
+    if name == "Change" and re.match(rb"[\xc8-\xef]\x3e", message):
+        return  # its first field makes it a Report
     ours = attempt(decode_handshake if name == "Handshake" else decode_change, message)
     if isinstance(ours, str):
         assert google_reads(name, message) is None or re.search(STRICTER, ours), ours
