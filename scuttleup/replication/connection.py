@@ -55,7 +55,7 @@ import sys
 from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -296,7 +296,13 @@ class _Connection:
             await _flush(writer)
             if writer.can_write_eof():
                 self._ended = True
-                writer.write_eof()
+                # A remote that has ended its side may be gone, with our last report unread.
+                with suppress(OSError) if self._needs_no_more() else nullcontext():
+                    writer.write_eof()
+
+    def _needs_no_more(self) -> bool:
+        """Whether the remote, which reports, has ended its side, and we need not send any more."""
+        return self._tasks[0].done() and self.stream.reports is True and self.stream.finished
 
     def _watch(self, remote_ended: bool) -> float:
         """Keep the time limits, and return after how many seconds to look again.
@@ -322,6 +328,8 @@ class _Connection:
 
     def _look_for_remote(self) -> None:
         """Raise ConnectionLost if the remote, which has ended its side, has left for good."""
+        if self._needs_no_more():
+            return
         # Nothing tells us that the remote has left unless we send something. A frame that says
         # nothing will do.
         with _connection_errors(self._writer):

@@ -202,6 +202,8 @@ class ReplicationStream:
         # What the remote has reported, all in all; None if it does not report.
         self._there: Report | None = None
         self._refused_there: dict[str, str] = {}
+        # How many refusals of the remote were read.
+        self._refusals = 0
         # What our next report is to say: how many changes came, how many of them are not here, how
         # many are not wanted, and the logs that are left out and were not named before.
         self._taken = self._lost = self._unwanted = 0
@@ -578,8 +580,7 @@ class ReplicationStream:
         if before is None:
             raise ValueError("a report, though the handshakes did not announce any")
         for message in messages[:-1]:
-            # No name in an honest one is told twice, so there are few of these.
-            if _REFUSED in message and len(self._refused_there) < limits.MAX_NAMED:
+            if _REFUSED in message and self._refusals <= 2 * limits.MAX_NAMED:
                 self._receive_refusals(decode_report(message).refused)
         now = decode_report(messages[-1])
         self._receive_refusals(now.refused)
@@ -597,7 +598,11 @@ class ReplicationStream:
 
     def _receive_refusals(self, refused: tuple[Refusal, ...]) -> None:
         """Tell what the remote leaves out. MAX_NAMED of these logs are named, and our own."""
-        for peer, seq, reason, proof in refused[: 2 * limits.MAX_NAMED]:
+        for peer, seq, reason, proof in refused:
+            # An honest remote names no log twice, and few logs.
+            if self._refusals > 2 * limits.MAX_NAMED:
+                return
+            self._refusals += 1
             shown, reason = _show(peer), _show(reason, limits.MAX_REASON)
             ours = peer == self._store.id
             if ours and proof:
