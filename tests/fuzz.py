@@ -2,13 +2,11 @@
 
     python tests/fuzz.py [seconds]
 
-With atheris (`pip install atheris`) what reaches new code is kept and mutated further. Without it
-valid traffic is mutated: bits, numbers, splices, lengths. An input that does harm is printed.
+Valid traffic is mutated: bits, numbers, splices, lengths. An input that does harm is printed.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import random
@@ -17,24 +15,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from leveldb import binding, open_leveldb
 from wire import MAX, MODES, cut, frame, varint
 
-try:
-    atheris: Any = importlib.import_module("atheris")
-except ImportError:
-    atheris = None
-
-with atheris.instrument_imports(include=["scuttleup"]) if atheris else nullcontext():
-    from scuttleup import Change, ConnectionLost, ProtocolError, Scuttleup
-    from scuttleup.command.check import check_logs
-    from scuttleup.limits import MAX_ENTRY, MAX_FRAME
-    from scuttleup.replication.messages import encode_changes, encode_handshake
-    from scuttleup.signed.signing import FIRST_LINK, Signer, link_after
+from scuttleup import Change, ConnectionLost, ProtocolError, Scuttleup
+from scuttleup.command.check import check_logs
+from scuttleup.limits import MAX_ENTRY, MAX_FRAME
+from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.signed.signing import FIRST_LINK, Signer, link_after
 
 MAX_KEPT = 500  # bytes of a frame that is kept, so few that mutations reach the limit
 # Two signed logs: that of somebody else, and our own where it is signed. From entry 4 on, the other
@@ -212,57 +204,25 @@ def mutate_bytes(data: bytes, other: bytes, choose: random.Random) -> bytes:
     return bytes(mutated)
 
 
-# --- The two drivers ------------------------------------------------------------------------------
-
-
-def fuzz_with_atheris(target: Target, seconds: int, folder: Path) -> None:
-    """Never returns: libFuzzer ends the process."""
-    folder.mkdir()
-    known = seeds()
-    for number, seed in enumerate(known):
-        (folder / str(number)).write_bytes(seed)
-
-    def mutate_known(data: bytes, max_size: int, seed: int) -> bytes:
-        choose = random.Random(seed)
-        if choose.random() < 0.3:
-            return bytes(atheris.Mutate(data, max_size))
-        return mutate(data, choose.choice(known), choose)[:max_size]
-
-    options = [f"-max_total_time={seconds}", "-max_len=2000", "-print_final_stats=1"]
-    options += [f"-artifact_prefix={folder}/", str(folder)]
-    atheris.Setup([sys.argv[0], *options], target.try_input, custom_mutator=mutate_known)
-    atheris.Fuzz()
-
-
-def fuzz_by_mutation(target: Target, seconds: int) -> None:
+def main(seconds: int) -> None:
+    logging.disable()
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     choose = random.Random(seed)
     known = seeds()
-    for data in known:
-        target.try_input(data)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        data = choose.choice(known)
-        for _ in range(choose.randrange(1, 4)):
-            data = mutate(data, choose.choice(known), choose)
-        target.try_input(data)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Target(os.path.join(folder, "db"))
+        for data in known:
+            target.try_input(data)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            data = choose.choice(known)
+            for _ in range(choose.randrange(1, 4)):
+                data = mutate(data, choose.choice(known), choose)
+            target.try_input(data)
+        target.close()  # else Windows would not remove the folder
     print(f"{target.inputs} inputs, each heard twice; {target.errors} ProtocolErrors")
 
 
-def main(seconds: int) -> int:
-    logging.disable()
-    with tempfile.TemporaryDirectory() as folder:
-        target = Target(os.path.join(folder, "db"))
-        # In a process of its own, so that somebody is left to remove the folder.
-        if atheris and (child := os.fork()):
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if atheris:
-            fuzz_with_atheris(target, seconds, Path(folder, "corpus"))
-        fuzz_by_mutation(target, seconds)
-        target.close()  # else Windows would not remove the folder
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 60))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60)
