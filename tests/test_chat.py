@@ -7,27 +7,25 @@ tests that run at the same time do not meet.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import socket
 import sys
 from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import pytest
+from commands import Command
 from interop import FOLDER, require_node
-from readme import ROOT, block
+from readme import block
+from waiting import start
 
 import scuttleup
 
 HOST = "127.0.0.1"
 PROGRAM = block("python", containing='"username"')
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -39,65 +37,31 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-class Chat:
+class Chat(Command):
     """One who takes part: a running program, what it is told and what it prints."""
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
-
-    def type(self, *lines: str) -> None:
-        assert self.process.stdin
-        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
 
     async def sees(self, *lines: str) -> None:
         """Wait for the next lines, which come in any order, since the logs of several do."""
-        assert self.process.stdout
-        assert self.process.stderr
-        found = []
-        for _ in lines:
-            line = await self.process.stdout.readline()
-            assert line, f"the program ended: {(await self.process.stderr.read()).decode()}"
-            found.append(line.decode().rstrip())
-        assert sorted(found) == sorted(lines)
+        found = [await asyncio.wrap_future(start(self.stdout.readline)) for _ in lines]
+        assert all(found), f"the program ended: {self.stderr.read()}"
+        assert sorted(found) == sorted(f"{line}\n" for line in lines)
 
-    async def interrupt(self) -> tuple[int | None, bytes, bytes]:
-        """The exit status, and what it printed since the last line that was waited for."""
-        self.process.send_signal(signal.SIGINT)
-        out, err = await self.process.communicate()
-        return self.process.returncode, out, err
-
-    async def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.communicate()
+    def die(self) -> None:
+        self.kill()
+        self.wait()
 
 
-Start = Callable[..., Awaitable[Chat]]
-
-
-@asynccontextmanager
-async def chats(folder: Path, ports: dict[str, int] | None = None) -> AsyncIterator[Start]:
-    """Starts chats, `await start("bob", "alice")`, whose databases are in `folder`."""
-    ports = ports or dict(zip(("alice", "bob", "carol"), free_ports(3), strict=True))
-    program, tables = re.subn(r"^PORTS = .*$", f"PORTS = {ports}", PROGRAM, flags=re.MULTILINE)
+def chats(**ports: int) -> Callable[..., Chat]:
+    """Starts chats, `chat("bob", "alice")`, with these ports in the place of the README's."""
+    source, tables = re.subn(r"^PORTS = .*$", f"PORTS = {ports}", PROGRAM, flags=re.MULTILINE)
     assert tables == 1
-    async with AsyncExitStack() as stack:
+    return partial(Chat, program=("-c", source))
 
-        async def start(*args: object, command: tuple[str, ...] = ()) -> Chat:
-            process = await asyncio.create_subprocess_exec(
-                *(command or (sys.executable, "-c", program)),
-                *map(str, args),
-                cwd=folder,
-                env=ENVIRONMENT,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
-            )
-            chat = Chat(process)
-            stack.push_async_callback(chat.kill)
-            return chat
 
-        yield start
+@pytest.fixture
+def chat(in_a_folder_of_its_own: None) -> Callable[..., Chat]:
+    alice, bob, carol = free_ports(3)
+    return chats(alice=alice, bob=bob, carol=carol)
 
 
 # --- Among its own kind ---
@@ -111,43 +75,41 @@ def test_it_fits_on_a_screen() -> None:
     sys.platform == "win32", reason="Windows cannot send a Ctrl-C to one process alone"
 )
 async def test_two_see_what_was_typed_and_what_is_typed_and_one_ctrl_c_ends_each(
-    tmp_path: Path,
+    chat: Callable[..., Chat],
 ) -> None:
-    async with chats(tmp_path) as start:
-        alice = await start("alice")
-        alice.type("hello?", "anybody?")
-        bob = await start("bob", "alice")
-        await bob.sees("alice> hello?", "alice> anybody?")
-        bob.type("it's me", "schön ☃")
-        await alice.sees("bob> it's me", "bob> schön ☃")
-        alice.type("good")
-        await bob.sees("alice> good")
-        for chat in bob, alice:
-            assert await chat.interrupt() == (0, b"", b"")
+    alice = chat("alice")
+    alice.type("hello?\nanybody?")
+    bob = chat("bob", "alice")
+    await bob.sees("alice> hello?", "alice> anybody?")
+    bob.type("it's me\nschön ☃")
+    await alice.sees("bob> it's me", "bob> schön ☃")
+    alice.type("good")
+    await bob.sees("alice> good")
+    for each in bob, alice:
+        each.send_signal(signal.SIGINT)
+        assert (each.stdout.read(), each.result()) == ("", (0, "", ""))
 
 
-async def test_one_of_three_is_killed_and_gets_what_it_missed(tmp_path: Path) -> None:
-    async with chats(tmp_path) as start:
-        alice = await start("alice")
-        bob = await start("bob", "alice")
-        carol = await start("carol", "alice")
-        bob.type("one")
-        await asyncio.gather(alice.sees("bob> one"), carol.sees("bob> one"))
-        await bob.kill()
-        alice.type("two")
-        await carol.sees("alice> two")
-        carol.type("three")
-        await alice.sees("carol> three")
-        bob = await start("bob", "alice")
-        await bob.sees("bob> one", "alice> two", "carol> three")
-        bob.type("four")
-        await asyncio.gather(alice.sees("bob> four"), carol.sees("bob> four"))
-        # Who was connected to comes back, and those who connected to it find it again.
-        await alice.kill()
-        alice = await start("alice")
-        await alice.sees("bob> one", "alice> two", "carol> three", "bob> four")
-        bob.type("five")
-        await asyncio.gather(alice.sees("bob> five"), carol.sees("bob> five"))
+async def test_one_of_three_is_killed_and_gets_what_it_missed(chat: Callable[..., Chat]) -> None:
+    alice = chat("alice")
+    bob, carol = chat("bob", "alice"), chat("carol", "alice")
+    bob.type("one")
+    await asyncio.gather(alice.sees("bob> one"), carol.sees("bob> one"))
+    bob.die()
+    alice.type("two")
+    await carol.sees("alice> two")
+    carol.type("three")
+    await alice.sees("carol> three")
+    bob = chat("bob", "alice")
+    await bob.sees("bob> one", "alice> two", "carol> three")
+    bob.type("four")
+    await asyncio.gather(alice.sees("bob> four"), carol.sees("bob> four"))
+    # Who was connected to comes back, and those who connected to it find it again.
+    alice.die()
+    alice = chat("alice")
+    await alice.sees("bob> one", "alice> two", "carol> three", "bob> four")
+    bob.type("five")
+    await asyncio.gather(alice.sees("bob> five"), carol.sees("bob> five"))
 
 
 HOSTILE = [
@@ -170,16 +132,15 @@ HOSTILE = [
 
 
 async def test_entries_of_any_other_form_neither_end_it_nor_reach_the_terminal(
-    tmp_path: Path,
+    chat: Callable[..., Chat],
 ) -> None:
-    with scuttleup.open(tmp_path / "alice.db") as logs:
+    with scuttleup.open("alice.db") as logs:
         logs.write([("mallory", seq, entry) for seq, entry in enumerate(HOSTILE, 1)])
-    async with chats(tmp_path) as start:
-        alice = await start("alice")
-        await alice.sees(r"bob\x1b[2J> \r\nalice> \u202e\ud800\x00")
-        bob = await start("bob", "alice")
-        bob.type("hello")
-        await alice.sees("bob> hello")
+    alice = chat("alice")
+    await alice.sees(r"bob\x1b[2J> \r\nalice> \u202e\ud800\x00")
+    bob = chat("bob", "alice")
+    bob.type("hello")
+    await alice.sees("bob> hello")
 
 
 # --- With the swarm module of the workshop on Node ---
@@ -217,31 +178,30 @@ async def let_in(to: int, me: bytes, reader: StreamReader, writer: StreamWriter)
     writer.close()
 
 
-async def test_it_talks_with_node_peers_in_the_swarm_of_the_workshop(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+async def test_it_talks_with_node_peers_in_the_swarm_of_the_workshop() -> None:
     """Zoe's address sorts above that of alice, and ann's below it. Only alice knows both."""
     ann_port, swarm_port, zoe_port, alice_port = free_ports(4)
     swarm = f"{HOST}:{swarm_port}"
+    on_node = partial(Chat, program=[str(FOLDER / "chat.js")], executable=require_node())
     gateway = await asyncio.start_server(
         partial(let_in, alice_port, swarm.encode()), HOST, swarm_port
     )
-    async with gateway, chats(tmp_path, {"alice": alice_port}) as start:
-
-        async def start_node(name: str, port: int) -> Chat:
-            command = (require_node(), str(FOLDER / "chat.js"))
-            return await start(name, f"{name}.db", f"{HOST}:{port}", swarm, command=command)
-
-        ann = await start_node("ann", ann_port)
-        zoe = await start_node("zoe", zoe_port)
+    async with gateway:
+        ann = on_node("ann", "ann.db", f"{HOST}:{ann_port}", swarm)
+        zoe = on_node("zoe", "zoe.db", f"{HOST}:{zoe_port}", swarm)
         ann.type("before")
         await ann.sees("ann> before")
-        alice = await start("alice")
+        alice = chats(alice=alice_port)("alice")
         await asyncio.gather(alice.sees("ann> before"), zoe.sees("ann> before"))
         alice.type("schön ☃")
         await asyncio.gather(ann.sees("alice> schön ☃"), zoe.sees("alice> schön ☃"))
-        await ann.kill()
+        ann.die()
         zoe.type("now")
         await asyncio.gather(zoe.sees("zoe> now"), alice.sees("zoe> now"))
-        ann = await start_node("ann", ann_port)
+        ann = on_node("ann", "ann.db", f"{HOST}:{ann_port}", swarm)
         await ann.sees("ann> before", "alice> schön ☃", "zoe> now")
         ann.type("back")
         await asyncio.gather(*(chat.sees("ann> back") for chat in (ann, alice, zoe)))
+        for chat in ann, zoe, alice:
+            chat.die()
