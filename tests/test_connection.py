@@ -26,12 +26,12 @@ from unittest.mock import patch
 
 import pytest
 import trustme
-from leveldb import FakeDB, binding
+from leveldb import FakeDB
 from waiting import arrival, start, until
 from wire import HTTP, MODES, Mode, sends, tls_hello
 
 import scuttleup.limits
-from scuttleup import ConnectionLost, DatabaseError, ProtocolError, Replicated, Scuttleup
+from scuttleup import ConnectionLost, ProtocolError, Replicated, Scuttleup
 from scuttleup.replication.messages import Decoder, encode_changes, encode_handshake
 from scuttleup.replication.protocol import ReplicationStream
 
@@ -412,15 +412,6 @@ async def test_what_a_thread_appends_is_on_its_way_at_once(peer: MakeLogs) -> No
 # --- The remote's end -----------------------------------------------------------------------------
 
 
-@one_shot_and_live
-async def test_an_end_too_early_is_a_lost_connection(peer: MakeLogs, live: bool) -> None:
-    logs = peer()
-    async with met(logs, PROMISE + CHANGES[:-1], ends=True, live=live) as remote:
-        with pytest.raises(ConnectionLost, match="middle of a frame"):
-            await remote.run
-    assert logs.head == {"them": 1}  # what came whole before the end is kept
-
-
 async def test_a_live_run_ends_with_a_remote_that_has_all(peer: MakeLogs, limit: Limit) -> None:
     limit(PROMISED=0)  # so we look for the remote all the time, also when we have just ended
     async with met(peer("us", 5000, 1000), HELLO + CHANGES, ends=True) as remote:
@@ -739,8 +730,8 @@ BAD = {
     "HTTP": HTTP,
     "TLS": tls_hello(),
     "zeros": bytes(5000),
-    **{f"random {seed}": random.Random(seed).randbytes(5000) for seed in range(8)},
-    **{f"garbage {seed}": HELLO + random.Random(seed).randbytes(5000) for seed in range(8)},
+    **{f"random {seed}": random.Random(seed).randbytes(5000) for seed in range(2)},
+    **{f"garbage {seed}": HELLO + random.Random(seed).randbytes(5000) for seed in range(2)},
     "HTTP later": HELLO + CHANGES + HTTP,
 }
 
@@ -773,20 +764,6 @@ async def test_a_bad_remote_may_keep_sending(peer: MakeLogs) -> None:
             await remote.run
         with pytest.raises(OSError):  # noqa: PT011, each system has other words for it
             await flooding
-
-
-async def test_a_disk_error_ends_the_connection_and_the_next_one_catches_up(fake: FakeDB) -> None:
-    with Scuttleup(fake, id="us") as logs:
-        fake.before = binding.IOError(b"IO error: No space left on device")
-        async with met(logs, HELLO + CHANGES) as remote:
-            with pytest.raises(DatabaseError, match="No space left"):
-                await remote.run
-            await remote.end_of_stream()
-        assert logs.head == {}
-        fake.before = None
-        async with met(logs, HELLO + CHANGES, ends=True) as remote:
-            assert await remote.run == Replicated(0, 2, {})
-        assert logs.entry("them", 2) == b"two"
 
 
 async def test_a_remote_that_never_reads_costs_little_memory(peer: MakeLogs) -> None:

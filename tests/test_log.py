@@ -20,7 +20,7 @@ import scuttleup
 from scuttleup import Change, DamagedDatabase, EntryNotFound, Scuttleup, ScuttleupError
 from scuttleup.keys import DELETED_HEADS, ID, log_prefix, pack_seq
 from scuttleup.limits import MAX_ENTRY, MAX_SEQ
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_handshake
 
 
 def key(peer: str, seq: int) -> bytes:
@@ -193,11 +193,6 @@ def test_an_entry_has_at_most_max_entry_bytes(db: Any, add: Any, options: dict[s
         add(logs, bytes(limit + 1))
     add(logs, bytes(limit))
     assert bytes(limit) in [change.entry for change in logs.create_read_stream()]
-
-
-def test_the_largest_entry_fits_into_a_frame_whoever_wrote_it() -> None:
-    frame = encode_changes("x" * 255, MAX_SEQ, [bytes(MAX_ENTRY)])
-    assert len(frame) - 4 == 16 * 1024 * 1024  # less its length, which is not counted
 
 
 def test_a_log_beyond_our_handshake_is_refused(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,15 +137,6 @@ def test_any_other_id_is_that_of_an_unsigned_log(peer: str) -> None:
 # --- What is taken ---
 
 
-@pytest.mark.parametrize("first", range(1, 6))
-@pytest.mark.parametrize("last", range(1, 6))
-def test_an_honest_run_is_taken_wherever_it_begins_and_ends(first: int, last: int) -> None:
-    run = LOG[first - 1 : last]
-    after = LINKS[first - 1 + len(run)]
-    assert check(Run(ID, first, run), LINKS[first - 1]) == Checked(len(run), after, None)
-    assert found(run, first) == (len(run), None)
-
-
 SPOILT = LOG[4][:-1] + b"\xff"
 FORGED_ENTRY = b"forged" + FIRST_LINK + bytes(64)
 
