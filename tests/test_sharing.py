@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from waiting import LIMIT, start
 
 import scuttleup
 from scuttleup import DatabaseError, DatabaseLocked, Scuttleup, ScuttleupError, limits
-from scuttleup.sharing.link import connect
+from scuttleup.sharing.link import Link, connect
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals and no fork")
 
@@ -174,8 +175,6 @@ def test_strangers_take_no_place_of_users(tmp_path: Path, rubbish: bytes | None)
                 with suppress(OSError):
                     sock.sendall(rubbish)
         logs.append(b"x")
-        for sock in links[limits.MAX_STRANGERS // 2 :]:
-            sock.close()
         assert use_shared(path).append("y").seq == 2
 
 
@@ -207,11 +206,48 @@ def test_a_port_that_somebody_else_has_by_now_is_not_believed(tmp_path: Path) ->
         number = path.stat()
         there = [liar.getsockname()[1], "00" * 32, [number.st_dev, number.st_ino]]
         (path / "share").write_text(json.dumps(there))
-        thread = threading.Thread(target=lambda: liar.accept()[0].sendall(bytes(64)), daemon=True)
-        thread.start()
+
+        def lie() -> None:
+            sock = liar.accept()[0]
+            with sock, suppress(OSError):
+                while True:  # a byte now and then, to hold the user
+                    sock.sendall(b"x")
+                    time.sleep(0.2)
+
+        thread = start(lie)
         with pytest.raises(DatabaseLocked):
-            scuttleup.open(path)
-        thread.join(LIMIT)
+            start(lambda: scuttleup.open(path)).result(limits.SHARE_SECONDS)
+        thread.result(LIMIT)
+
+
+@posix
+def test_the_owner_of_a_folder_that_was_moved_takes_nothing_from_the_next_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "logs.db"
+    moved = scuttleup.open(path, id="us", share=True)
+    user = use_shared(path)
+    path.rename(tmp_path / "moved.db")
+    with owner(path, OWNER.replace('"us"', '"them"')):
+        moved.close()
+        with pytest.raises(DatabaseError, match="has closed it"):
+            user.append("x")
+        with pytest.raises(DatabaseError, match="shared as another one"):
+            user.append("x")
+        with use_shared(path) as again:
+            assert again.id == "them"
+
+
+def test_a_new_id_of_the_owner_ends_the_logs_of_its_users(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    with scuttleup.open(path, id="us", share=True) as logs, use_shared(path) as user:
+        user.append("x")
+        logs.new_id()
+        with pytest.raises(DatabaseError, match="open it again"):
+            user.append("y")
+        with use_shared(path) as again:
+            assert again.append("y") == (logs.id, 1, "y")
+        assert len(logs.head) == 2
 
 
 # --- What ends ------------------------------------------------------------------------------------
@@ -259,6 +295,92 @@ def test_a_write_without_an_answer_may_be_stored_and_says_so(
         monkeypatch.undo()
         assert user.append("y").seq == 2, "the link is a new one"
         assert [change.entry for change in user.create_read_stream()] == ["x", "y"]
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Has the owner say when it began to compact or to append, and go on when it is told to."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def work(*arguments: object) -> int:
+        began.set()
+        go_on.wait(LIMIT)
+        return 1
+
+    monkeypatch.setattr("scuttleup.store.Store.append", work)
+    monkeypatch.setattr("scuttleup.store.Store.compact", work)
+    yield began, go_on
+    go_on.set()
+
+
+def test_a_write_under_way_when_the_logs_are_closed_may_be_stored(
+    tmp_path: Path, slowly: tuple[threading.Event, threading.Event]
+) -> None:
+    path = tmp_path / "logs.db"
+    with scuttleup.open(path, id="us", share=True):
+        user = use_shared(path)
+        writing = start(lambda: user.append("x"))
+        assert slowly[0].wait(LIMIT)
+        user.close()
+        with pytest.raises(scuttleup.WriteInDoubt, match="closed: the write may be stored"):
+            writing.result(LIMIT)
+        slowly[1].set()
+
+
+def test_what_takes_long_holds_up_no_other_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowly: tuple[threading.Event, threading.Event]
+) -> None:
+    monkeypatch.setattr(limits, "CALL_SECONDS", 0.1)
+    path = tmp_path / "logs.db"
+    with scuttleup.open(path, id="us", share=True), use_shared(path) as user:
+        compacting = start(user.compact)
+        assert slowly[0].wait(LIMIT)
+        assert start(lambda: user.extend(["x", "y"])).result(LIMIT)[-1].seq == 2
+        assert not compacting.done()
+        slowly[1].set()
+        compacting.result(LIMIT)
+
+
+@posix
+def test_a_stopped_owner_is_noticed_by_what_takes_long_and_by_live_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "SHARE_SECONDS", 1)
+    path = tmp_path / "logs.db"
+    with owner(path) as process, scuttleup.open(path) as logs:
+        stream = logs.create_read_stream(live=True)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        for call in (lambda: next(stream), logs.compact):
+            with pytest.raises(DatabaseError):
+                start(call).result(LIMIT)
+
+
+def test_what_is_left_of_an_answer_is_not_taken_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C comes between the two parts of an answer, and the second looks like an answer."""
+    path = tmp_path / "logs.db"
+    with scuttleup.open(path, id="us", share=True) as logs, use_shared(path, "binary") as user:
+        forged = Link.pack(["them", 1], [b"forged"])
+        logs.append(forged)
+        stream = user.create_read_stream()
+        monkeypatch.setattr(Link, "_read", _interrupted(Link._read, len(forged)))
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        with pytest.raises(DatabaseError):
+            next(stream)
+
+
+def _interrupted(read: Any, size: int) -> Any:
+    def interrupt(link: Link, wanted: int) -> bytes:
+        if wanted == size:
+            raise KeyboardInterrupt
+        data: bytes = read(link, wanted)
+        return data
+
+    return interrupt
 
 
 @posix

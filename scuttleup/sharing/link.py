@@ -34,6 +34,7 @@ import struct
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from .. import limits
@@ -65,18 +66,22 @@ class Link:
         self._file = sock.makefile("rb")
         # Why the link cannot be used any more; None as long as it can.
         self.refusal: str | None = None
+        self._seconds = seconds
         sock.settimeout(seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         closed_after_fork(self)
 
     def prove(self, secret: bytes, mine: bytes, other: bytes) -> None:
         """Prove that we, in the role `mine`, know `secret`, and see that the other side does."""
+        end = monotonic() + self._seconds
         nonce = os.urandom(_SECRET_BYTES)
         self.send(nonce)
-        theirs = self._read(_SECRET_BYTES)
+        theirs = self._read_until(end)
         self.send(hmac.digest(secret, mine + theirs, "sha256"))
-        if not hmac.compare_digest(self._read(32), hmac.digest(secret, other + nonce, "sha256")):
+        proof = hmac.digest(secret, other + nonce, "sha256")
+        if not hmac.compare_digest(self._read_until(end), proof):
             raise OSError("the other side does not know the secret")
+        self.sock.settimeout(self._seconds)
 
     @staticmethod
     def pack(value: Any, entries: Iterable[bytes] = ()) -> bytes:
@@ -104,13 +109,23 @@ class Link:
             at += size
         return value, entries
 
-    def has_left(self) -> bool:
-        """Whether the other side has left, or speaks out of turn."""
+    def hears(self, seconds: float = 0) -> bool:
+        """Wait for so long until the other side speaks or has left; return whether it does."""
         if hasattr(select, "poll"):  # which takes any descriptor
             poll = select.poll()
             poll.register(self.sock, select.POLLIN)
-            return bool(poll.poll(0))
-        return bool(select.select([self.sock], [], [], 0)[0])
+            return bool(poll.poll(seconds * 1000))
+        return bool(select.select([self.sock], [], [], seconds)[0])
+
+    def _read_until(self, end: float) -> bytes:
+        """A half of a proof, from one who may send a byte now and then to hold the place."""
+        data = b""
+        while len(data) < _SECRET_BYTES:
+            self.sock.settimeout(max(end - monotonic(), 0.001))
+            if not (piece := self.sock.recv(_SECRET_BYTES - len(data))):
+                raise ConnectionResetError("the other side has ended")
+            data += piece
+        return data
 
     def _read(self, size: int) -> bytes:
         data = self._file.read(size)
@@ -153,6 +168,14 @@ def write_down(folder: str, port: int) -> bytes:
     return secret
 
 
+def rub_out(folder: str, secret: bytes) -> None:
+    """Remove what `write_down` wrote, but not that of another owner, if the folder was moved."""
+    path = os.path.join(folder, FILE)
+    with suppress(OSError):
+        if secret.hex().encode() in (files.read_file(path) or b""):
+            os.unlink(path)
+
+
 def connect(folder: str, seconds: float) -> Link:
     """A link to the owner of `folder`, on which both have proven themselves within `seconds`.
 
@@ -162,5 +185,9 @@ def connect(folder: str, seconds: float) -> Link:
     if tuple(number) != ident(folder):
         raise ValueError("the folder is a copy")
     link = Link(socket.create_connection(("127.0.0.1", port), seconds), seconds)
-    link.prove(bytes.fromhex(secret), USER, OWNER)
+    try:
+        link.prove(bytes.fromhex(secret), USER, OWNER)
+    except BaseException:
+        link.end()  # the error may be kept, and keeps the link
+        raise
     return link

@@ -9,7 +9,8 @@ for. So a user that does not read has one answer at most in memory, and nobody w
 own thread.
 
 *Strangers have places of their own.* A link whose other side has not proven itself takes none of
-the places for users, and none for longer than SHARE_SECONDS.
+the places for users, and none for longer than SHARE_SECONDS. If all are taken, the one who has been
+silent for longest gives way: a user needs his place for a moment only.
 
 *The end.* `close` removes the file `share` before the database is given up, so nobody removes that
 of the next owner. A call that is being answered is answered. Every link gets a last word; whoever
@@ -20,7 +21,6 @@ gets it in place of an answer knows that the question was not read. If the proce
 from __future__ import annotations
 
 import atexit
-import os
 import socket
 import threading
 import time
@@ -36,10 +36,10 @@ from ..errors import DatabaseLocked, ScuttleupError
 from ..keys import check_peer, check_seq
 from ..replication import Door, forget, remember
 from ..store import Store
-from .link import FILE, OWNER, USER, Link, closed_after_fork, write_down
+from .link import OWNER, USER, Link, closed_after_fork, rub_out, write_down
 
 # The last word on a link.
-GOODBYE = "the process that had it open has closed it: open it again"
+GOODBYE = "the process that had it open has closed it, or has begun a new log: open it again"
 # What a call may raise that is an answer; anything else would be a mistake of ours.
 ANSWERS = (ScuttleupError, TypeError, ValueError, OverflowError)
 
@@ -96,7 +96,7 @@ class Share:
         # The links that have proven themselves, each with the lock that its thread waits for while
         # there is no news, and those that have not yet.
         self._users: dict[Link, threading.Lock] = {}
-        self._strangers: set[Link] = set()
+        self._strangers: dict[Link, None] = {}
         try:
             self._secret = write_down(store.database.folder, self.sock.getsockname()[1])
             threading.Thread(target=self._accept, name="scuttleup share", daemon=True).start()
@@ -111,11 +111,12 @@ class Share:
         while self.refusal is None:
             try:
                 sock = self.sock.accept()[0]
-                if len(self._strangers) >= limits.MAX_STRANGERS:
-                    sock.close()
-                    continue
                 link = Link(sock, limits.SHARE_SECONDS)
-                self._strangers.add(link)
+                if len(strangers := list(self._strangers)) >= limits.MAX_STRANGERS:
+                    self._strangers.pop(strangers[0], None)
+                    strangers[0].end()
+                del strangers  # a link is closed when nobody holds it
+                self._strangers[link] = None
                 threading.Thread(target=self._serve, args=(link,), daemon=True).start()
             except (OSError, RuntimeError):  # no descriptor, no thread: that passes
                 time.sleep(0.1)
@@ -124,7 +125,7 @@ class Share:
         """Answer one link until it ends."""
         try:
             link.prove(self._secret, OWNER, USER)
-            self._strangers.discard(link)
+            self._strangers.pop(link, None)
             # Some of them may be about to leave: see `_feed`.
             end = time.monotonic() + 2 * limits.SHARE_LOOK
             while (is_full := len(self._users) >= limits.MAX_USERS) and time.monotonic() < end:
@@ -133,11 +134,13 @@ class Share:
                 full = f"is shared by {limits.MAX_USERS} links, which is the most"
                 return link.send(link.pack([DatabaseLocked.__name__, full]))
             self._users[link] = silence = threading.Lock()
-            store = self._store
-            link.send(link.pack([store.id, store.max_entry, store.only_signed, store.sync]))
+            store, id = self._store, self._store.id
+            link.send(link.pack([id, store.max_entry, store.only_signed, store.sync]))
             link.sock.settimeout(None)
             while self.refusal is None:
                 (name, *arguments), entries = link.receive()
+                if store.id != id:  # its numbers would be taken for those of the old log
+                    return link.send(link.pack(["DatabaseError", GOODBYE]))
                 if name == "follow":
                     return self._feed(link, silence, *arguments)
                 try:
@@ -150,7 +153,7 @@ class Share:
         except Exception as error:
             self._store.events.tell("warning", "share", f"a process sent rubbish: {error!r:.300}")
         finally:
-            self._strangers.discard(link)
+            self._strangers.pop(link, None)
             if link in self._users and self.refusal is not None:
                 with suppress(OSError):
                     link.send(link.pack(["DatabaseError", GOODBYE]))
@@ -170,7 +173,7 @@ class Share:
             while link.receive()[0] == ["next"]:
                 while not (run := follower.read()) and live and self.refusal is None:
                     silence.acquire(timeout=limits.SHARE_LOOK)
-                    if link.has_left():
+                    if link.hears():
                         return
                 if run is None and live:
                     return  # the logs are being closed
@@ -184,8 +187,7 @@ class Share:
             return
         self.refusal = "closed"
         atexit.unregister(self.close)
-        with suppress(OSError):
-            os.unlink(os.path.join(self._store.database.folder, FILE))
+        rub_out(self._store.database.folder, self._secret)
         # Only a connection wakes `accept` on every system.
         with suppress(OSError):
             socket.create_connection(self.sock.getsockname(), 1).close()

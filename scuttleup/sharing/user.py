@@ -11,7 +11,11 @@ link. Numbers, signatures, limits and syncing are the owner's business.
 because the owner has ended, takes too long, or was waited for when a Ctrl-C came, leaves a link on
 which the answer may still come. It would be taken for that of the next question. So the link is
 ended then, and the next call makes a new one. If the question was a write, the error is a
-`WriteInDoubt`: it may be stored.
+`WriteInDoubt`: it may be stored. The owner that a new link leads to has to be like the first one:
+the numbers of another log would be taken for ours.
+
+*What takes long*, such as `compact`, has a link of its own, so other threads go on. It has no time
+limit. But now and then a further link is made, to see whether the owner is still able to answer.
 
 *A live stream* has a thread here, which asks for one run and waits. `read` takes what that thread
 has got, so a reader in an event loop does not wait in it.
@@ -97,10 +101,14 @@ class SharedStore:
         self._closed = False
         self._lock = threading.RLock()
         self._followers: weakref.WeakSet[_Feed] = weakref.WeakSet()
+        self._slow: weakref.WeakSet[Link] = weakref.WeakSet()
+        # What the owner said of itself.
+        self._hello: list[Any] = []
         try:
-            self._link, theirs = self._connect(seconds)
+            self._link = self._connect(seconds)
         except DatabaseError as error:
             raise error if isinstance(error, DatabaseLocked) else locked from error
+        theirs = dict(zip(("id", "max_entry", "only_signed", "sync"), self._hello, strict=True))
         self.id: str = theirs["id"]
         theirs["signed"] = is_signed(self.id)
         for name, value in given.items():
@@ -112,41 +120,50 @@ class SharedStore:
                     f"{name}={theirs.get(name)!r}: it cannot be used with {other}"
                 )
 
-    def _connect(self, seconds: float = limits.SHARE_SECONDS) -> tuple[Link, dict[str, Any]]:
-        """A new link, and what the owner says of itself. Raises DatabaseError if there is none."""
+    def _connect(self, seconds: float = limits.SHARE_SECONDS) -> Link:
+        """A new link to the owner. Raises DatabaseError if there is none, or another one."""
         try:
             link = connect(self._folder, min(seconds, limits.SHARE_SECONDS))
             hello = link.receive()[0]
             if len(hello) == 2:
                 raise _RAISED[hello[0]](f"{self.path} {hello[1]}")
-            names = "id", "max_entry", "only_signed", "sync"
-            return link, dict(zip(names, hello, strict=True))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DatabaseError(f"{self.path}: nobody shares it any more: open it again") from error
+        if self._hello and self._hello != hello:
+            link.end()
+            raise DatabaseError(f"{self.path}: it is shared as another one by now: open it again")
+        self._hello = hello
+        return link
 
     def _ask(
         self, link: Link, question: list[Any], entries: Iterable[bytes] = (), *, slow: bool = False
     ) -> Any:
         """What the owner answers. Raises what the owner has raised.
 
-        A `slow` answer has no time limit, but comes at the latest when the owner ends.
+        A `slow` answer has no time limit as long as the owner is able to answer.
         """
         name = question[0]
+        if link.refusal:  # what is left on it would be taken for the answer
+            raise DatabaseError(link.refusal)
         message = link.pack(question, entries)
         try:
             link.sock.settimeout(None if slow else limits.CALL_SECONDS)
             with suppress(ConnectionError):  # the owner's last word may be there all the same
                 link.send(message)
+            while slow and not link.hears(limits.CALL_SECONDS):
+                with suppress(DatabaseLocked):  # it is full, so it is there
+                    self._connect().end()
             value, entries = link.receive()
         except BaseException as error:  # a Ctrl-C, too: the answer may still come
             link.refusal = f"{self.path}: the process that has it open does not answer"
             link.end()
-            if not isinstance(error, (OSError, ValueError)):
+            if not isinstance(error, (OSError, ValueError, DatabaseError)):
                 raise
-            if self._closed:
-                raise ScuttleupError(_CLOSED) from None
+            why = _CLOSED if self._closed else link.refusal
             if name in _WRITES:
-                raise WriteInDoubt(f"{link.refusal}: the write may be stored") from error
+                raise WriteInDoubt(f"{why}: the write may be stored") from error
+            if self._closed:
+                raise ScuttleupError(why) from None
             raise DatabaseError(link.refusal) from error
         match value:
             case [str(kind), str(text)] if kind in _RAISED:
@@ -160,12 +177,20 @@ class SharedStore:
             raise ScuttleupError(_NESTED)
         if self._link.refusal is FORKED:  # and the lock may be held for ever
             raise ScuttleupError(FORKED)
+        if self._closed:
+            raise ScuttleupError(_CLOSED)
+        if question[0] in _SLOW:
+            self._slow.add(link := self._connect())
+            try:
+                return self._ask(link, [*question], slow=True)
+            finally:
+                link.end()
         with self._lock:
             if self._closed:
                 raise ScuttleupError(_CLOSED)
             if self._link.refusal:
-                self._link = self._connect()[0]
-            return self._ask(self._link, [*question], entries, slow=question[0] in _SLOW)
+                self._link = self._connect()
+            return self._ask(self._link, [*question], entries)
 
     @property
     def heads(self) -> dict[str, int]:
@@ -215,7 +240,7 @@ class SharedStore:
     ) -> SharedFollower:
         if self._link.refusal is FORKED or self._closed:
             raise ScuttleupError(self._link.refusal or _CLOSED)
-        link = self._connect()[0]
+        link = self._connect()
         self._ask(link, ["follow", since, snapshot, live])
         feed = _Feed(self, link, live, wake)
         self._followers.add(feed)
@@ -229,7 +254,8 @@ class SharedStore:
     def close(self) -> None:
         """End all links. Closing it again does nothing."""
         self._closed = True
-        self._link.end()
+        for link in [self._link, *self._slow]:
+            link.end()
         for feed in list(self._followers):
             feed.close()
 
