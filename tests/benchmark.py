@@ -225,6 +225,58 @@ def replicate_in_two(source: Path, folder: Path) -> float:
     return seconds / 100_000
 
 
+# ------------------------------------------------- two processes, one database
+
+
+def sharing() -> None:
+    """What each side takes, and how late the owner's event loop is, by the clock, beside a user."""
+    many, large = make_entries(1_000), make_entries(500_000)
+    with new_folder() as folder, SPAWN.Pool(1) as pool, scuttleup.open(folder, share=True) as logs:
+        use = partial(pool.apply, use_shared)
+        for work, batch in ("`append`", None), ("`extend`, 1,000 at a time,", many):
+            turns = []
+            for _ in range(5):
+                start = process_time()
+                theirs = use((folder, batch, 5_000 if batch is None else 50))
+                count = 5_000 if batch is None else 50_000
+                turns.append((theirs / count, (process_time() - start) / count))
+            for side, seconds in zip(("user", "owner"), zip(*turns, strict=True), strict=True):
+                row(f"{work} in a shared database: the {side}", median(seconds))
+        late = asyncio.run(lateness(asyncio.to_thread(use, (folder, None, 20_000))))
+        figure = milliseconds(sorted(late)[len(late) * 99 // 100])
+        row("the owner's loop beside a user who appends, p99", figure, goal="< 6 ms")
+        longest = []
+        for _ in range(5):
+            local = asyncio.run(lateness(asyncio.to_thread(logs.extend, large)))
+            shared = asyncio.run(lateness(asyncio.to_thread(use, (folder, large, 1))))
+            longest.append((max(shared), max(local)))
+        figures = [milliseconds(median(seconds)) for seconds in zip(*longest, strict=True)]
+        work = "the owner's loop, longest, while a user extends by 50 MB"
+        row(work, figures[0], goal=f"as a local `extend`: {figures[1]}")
+
+
+def use_shared(folder: Path, batch: list[bytes] | None, times: int) -> float:
+    """Append so many entries, or batches, to a database that is shared; seconds that it took."""
+    with scuttleup.open(folder) as logs:
+        start = process_time()
+        for _ in range(times):
+            if batch is None:
+                logs.append(ENTRY)
+            else:
+                logs.extend(batch)
+        return process_time() - start
+
+
+async def lateness(work: Awaitable[object]) -> list[float]:
+    """How much later than it should the event loop came back, each millisecond during `work`."""
+    task, late = asyncio.ensure_future(work), []
+    while not task.done():
+        start = perf_counter()
+        await asyncio.sleep(0.001)
+        late.append(perf_counter() - start - 0.001)
+    return late
+
+
 # ----------------------------------------------------- what strangers can cost a peer
 
 
@@ -444,7 +496,7 @@ async def longest_turn(work: Awaitable[object]) -> float:
 
 
 ROWS = [append, extend, read, open_logs, followers, signed, scripts]
-ROWS += [replicate, longest_rounds, remotes]
+ROWS += [replicate, sharing, longest_rounds, remotes]
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def owner(path: Path, code: str = OWNER) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
         assert process.stdout
-        assert process.stdout.readline() == b"open\n"
+        assert process.stdout.readline().strip() == b"open"
         try:
             yield process
         finally:

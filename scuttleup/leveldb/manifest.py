@@ -54,8 +54,13 @@ def is_new(path: str, folder: str) -> bool:
         raise DamagedDatabase(f"{path} is damaged: CURRENT names no MANIFEST")
     if manifest not in names:
         raise DamagedDatabase(f"{path} is damaged: {manifest} is missing")
-    with open(os.path.join(folder, manifest), "rb") as file:
-        journal = oldest_journal(file.read())
+    try:
+        with open(os.path.join(folder, manifest), "rb") as file:
+            journal = oldest_journal(file.read())
+    except PermissionError:
+        if os.name != "nt":
+            raise
+        return False  # on Windows nobody else can read what LevelDB has open: it says who has it
     if journal and f"{journal:06}.log" not in names:
         raise DamagedDatabase(f"{path} is damaged: {journal:06}.log is missing")
     return False
