@@ -210,7 +210,7 @@ def test_a_port_that_somebody_else_has_by_now_is_not_believed(tmp_path: Path) ->
         def lie() -> None:
             sock = liar.accept()[0]
             with sock, suppress(OSError):
-                while True:  # a byte now and then, to hold the user
+                for _ in range(64):  # a byte now and then, to hold the user
                     sock.sendall(b"x")
                     time.sleep(0.2)
 
