@@ -250,6 +250,7 @@ def interrupted(call: Callable[[], object], moment: int, *modules: ModuleType) -
 
         def step(frame: FrameType, event: str, _: object) -> Any:
             nonlocal last
+            frame.f_trace_opcodes = True  # Python 3.14 forgets it when a function begins
             if event == "opcode":
                 handles = last.startswith(("RESUME", "CALL", "JUMP_BACKWARD"))
                 if handles and next(earlier, None) is None:

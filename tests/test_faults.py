@@ -46,7 +46,9 @@ for number in range(120):
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shim") / "faults.so"
     source = Path(__file__).with_name("faults.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", path, source, "-ldl"], check=True)
+    subprocess.run(
+        ["cc", "-std=gnu11", "-shared", "-fPIC", "-w", "-o", path, source, "-ldl"], check=True
+    )
     return path
 
 
