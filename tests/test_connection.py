@@ -557,18 +557,11 @@ async def test_whoever_takes_something_is_waited_for(peer: MakeLogs, limit: Limi
         assert (await remote.run).sent == 1
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "asyncio",
-        pytest.param(
-            "uvloop", marks=pytest.mark.skipif(sys.platform == "win32", reason="has none")
-        ),
-        pytest.param(
-            "eager", marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="has none")
-        ),
-    ],
-)
+LOOPS = ["asyncio"] + ["uvloop"] * (sys.platform != "win32")
+LOOPS += ["eager"] * (sys.version_info >= (3, 12))
+
+
+@pytest.mark.parametrize("kind", LOOPS)
 def test_every_loop_tells_the_same(peer: MakeLogs, kind: str) -> None:
     us = peer("us", 1)
 
