@@ -64,10 +64,10 @@ def entries(database: str = "logs.db") -> list[str]:
         return [change.entry for change in logs.create_read_stream()]
 
 
-def wait_until_stored(entry: str) -> None:
+def wait_until_stored(entry: str, database: str = "logs.db") -> None:
     """Wait until a running peer has written `entry` to a journal of LevelDB."""
     end = time.monotonic() + LIMIT
-    while not any(entry.encode() in log.read_bytes() for log in Path("logs.db").glob("*.log")):
+    while not any(entry.encode() in log.read_bytes() for log in Path(database).glob("*.log")):
         assert time.monotonic() < end, entry
 
 

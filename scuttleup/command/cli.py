@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 `main` opens the database, runs one command on it, and turns everything that went wrong into one
-line on stderr and an exit status. `append`, `read` and `head` are done in the main thread and end
+line on stderr and an exit status. All commands but `replicate` are done in the main thread and end
 when their work is done. A signal ends them wherever they are, which is safe: what LevelDB has not
 acknowledged was not stored.
 
@@ -16,7 +16,9 @@ stderr (see `terminal.py`). They share nothing with the peer but the logs. It en
 3. What was stored until then is printed.
 4. The database is closed.
 
-A second signal ends the process at once, in case the first hangs in a write of LevelDB.
+A second signal ends the process at once, in case the first hangs in a write of LevelDB. A signal
+that comes before the peer runs ends all this wherever it is, too. Something that Python calls may
+swallow that, so it is remembered, and the peer ends as soon as it runs (see `_Ending`).
 
 Nothing here is needed to use the package from a program. Nothing below this file prints, reads
 stdin or handles signals, except `terminal.py`, which does so for this file. What takes long to
@@ -41,9 +43,11 @@ from ..changes import Change
 from ..errors import ScuttleupError
 from ..log import Scuttleup
 from ..log import open as open_logs
+from .files import open_stdin, printing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..encodings import ValueEncoding
@@ -52,9 +56,10 @@ if TYPE_CHECKING:
 WAIT = 5
 # Stands at the end of every help text.
 EPILOG = """\
-Exit status: 0 when all went well; 1 after an error, told in one line, and when --once had to leave
-out a log or not all that it sent was delivered; 2 for wrong arguments; 130 after Ctrl-C or SIGTERM,
-but 0 where they are the usual end (read --live, replicate).
+Exit status: 0 when all went well; 1 after an error, told in one line, and when
+--once had to leave out a log or not all that it sent was delivered; 2 for
+wrong arguments; 130 after Ctrl-C or SIGTERM, but 0 where they are the usual
+end (read --live, replicate).
 While replicate runs, the other commands can use its database.
 
 Two people in two terminals:
@@ -64,19 +69,14 @@ Each sees what the other types, at once or, after having been away, later."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command in `argv`, or in the arguments of the process, and return the exit status.
-
-    It changes the process as a program may do that owns it: the handlers of signals, the encoding
-    of stdout, and the file descriptors 0, 1 and 2 where they are closed.
-
-    >>> main(["--db", "logs.db", "append", "hello world"])
-    0
-    """
+    """Do what `command.main` says."""
+    ending = _Ending()
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     if args.command == "replicate":
         _check_replicate(parser, args)
-    elif sys.platform != "win32":
+        args.ending = ending
+    elif sys.platform != "win32" and sys.stdout is sys.__stdout__:
         # `scuttleup read | head` is to end quietly. A peer must not end like this, because it also
         # gets this signal when a remote has gone.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -87,10 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    # SIGTERM does the same as Ctrl-C: it raises KeyboardInterrupt.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
     try:
         only_signed = getattr(args, "only_signed", False)
         # A peer runs for long, so it lets the other commands use its database.
@@ -99,15 +96,55 @@ def main(argv: list[str] | None = None) -> int:
         options = {"signed": signed, "only_signed": only_signed, "share": share}
         # A mistyped path is no reason to make a database for one who only looks.
         create = args.command in ("append", "import", "replicate", "new-id")
-        with open_logs(args.db, **options, create=create, wait=WAIT) as logs:
-            status = int(args.run(logs, args) or 0)
-            # It is done here, where an error of stdout is told like any other.
-            sys.stdout.flush()
-            return status
+        with printing(), open_logs(args.db, **options, create=create, wait=WAIT) as logs:
+            return int(args.run(logs, args) or 0)
     except (ScuttleupError, OSError, ValueError, OverflowError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        return 0 if getattr(args, "live", False) else 130
+        # This is the usual end of what has no end of its own.
+        endless = args.command == "replicate" and not args.once
+        return 0 if endless or getattr(args, "live", False) else 130
+
+
+class _Ending:
+    """What a Ctrl-C or a SIGTERM does, from the start: it raises KeyboardInterrupt.
+
+    When `wake` is set, it calls that instead, and a second one ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], object] | None = None
+        # Whether one came. It may be asked from any thread.
+        self.came = False
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            # In a script, a shell makes a job that it starts with `&` ignore Ctrl-C. That is left
+            # as it was.
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, self)
+
+    def __call__(self, signum: int, frame: object) -> None:
+        self.came = True
+        if self.wake is None:
+            raise KeyboardInterrupt
+        # A write of ours may hang.
+        signal.signal(signum, signal.SIG_DFL)
+        self.wake()
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """What is in the arguments. Ends the program if they are wrong."""
+    args, more = parser.parse_known_args(argv)
+    # argparse takes no arguments of a command that stand behind one of its options.
+    names = {"append": "entries", "replicate": "addresses"}
+    if (name := names.get(args.command)) and not any(each.startswith("-") for each in more):
+        kind = _address if name == "addresses" else str
+        try:
+            getattr(args, name).extend(map(kind, more))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument HOST:PORT: {error}")
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     style["formatter_class"] = _formatter
     about = "Append-only logs that replicate from peer to peer."
     parser = argparse.ArgumentParser("scuttleup", description=about, **style)
+    # The package has loaded this file, so it is there. It stands above, so it is not imported here.
+    version = f"scuttleup {sys.modules['scuttleup'].__version__}"
+    parser.add_argument("--version", action="version", version=version)
     common = argparse.ArgumentParser(add_help=False)
     # Both options may stand before the command and after it. After it they have no default, which
     # would undo what stood before.
@@ -165,9 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     argument = add("replicate", _replicate, help)
     help = "a peer to connect to, and again, after growing pauses, when that fails or ends"
     argument("addresses", nargs="*", type=_address, metavar="HOST:PORT", help=help)
-    help = "serve other peers; HOST is 127.0.0.1. Who can connect may read and write"
+    help = "serve other peers, who may then read and write; HOST is 127.0.0.1; may be repeated"
     at_home = partial(_address, default_host="127.0.0.1")
-    argument("--listen", type=at_home, metavar="[HOST:]PORT", help=help)
+    argument("--listen", action="append", type=at_home, metavar="[HOST:]PORT", help=help)
     help = "send and receive (sync), only send (push) or only receive (pull)"
     argument("--mode", choices=["sync", "push", "pull"], default="sync", help=help)
     argument("--only-signed", action="store_true", help="leave out logs that are not signed")
@@ -187,12 +227,11 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 def _complain(message: str) -> int:
     """Print one line on stderr and return the exit status 1."""
-    print(f"scuttleup: {message}", file=sys.stderr)
     try:
-        sys.stdout.flush()
+        print(f"scuttleup: {message}", file=sys.stderr)
     except OSError:
-        # Python would try to flush stdout again at the end, with two more lines and status 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # There is nobody else to tell. Python would try again at the end, for another status.
+        sys.stderr = None
     return 1
 
 
@@ -206,11 +245,10 @@ def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
         logs.extend([os.fsencode(entry) for entry in args.entries])
         return
     lines = Lines(logs)
-    # There is no buffer, so that each line is stored as it comes. Opened like this, and not read
-    # with os.read, a console of Windows gives UTF-8.
-    with open(0, "rb", buffering=0, closefd=False) as stdin:
-        while lines.take(stdin.read(1 << 16)):
-            pass
+    stdin = open_stdin()
+    # Each line is stored as it comes.
+    while lines.take(stdin.read1(1 << 16)):
+        pass
 
 
 class Lines:
@@ -252,10 +290,11 @@ def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
     encoding: ValueEncoding = "binary" if args.json else "utf-8"
     try:
         if args.since is not None:
-            with open(0 if args.since == "-" else args.since, encoding="utf-8") as file:
-                import json
+            import json
 
-                since = json.load(file)
+            with open_stdin() if args.since == "-" else open(args.since, "rb") as file:
+                # As bytes it may be UTF-16 with a mark, which `>` of Windows PowerShell writes.
+                since = json.loads(b"".join(file))
         stream = logs.create_read_stream(since=since, live=args.live, value_encoding=encoding)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{args.since}: not what `head --json` prints: {error}") from None
@@ -296,15 +335,14 @@ def _import(logs: Scuttleup, args: argparse.Namespace) -> None:
         entry = found["entry"].encode() if "entry" in found else b64decode(found["entry_base64"])
         return Change(found["peer"], found["seq"], entry)
 
-    with open(0, "rb", closefd=False) as stdin:
-        first = 1
-        while lines := stdin.readlines(1 << 20):
-            try:
-                logs.write(map(parse, lines))
-            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-                last = first + len(lines) - 1
-                raise ValueError(f"lines {first} to {last} of stdin: {error}") from error
-            first += len(lines)
+    stdin, first = open_stdin(), 1
+    while lines := stdin.readlines(1 << 20):
+        try:
+            logs.write(map(parse, lines))
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            last = first + len(lines) - 1
+            raise ValueError(f"lines {first} to {last} of stdin: {error}") from error
+        first += len(lines)
 
 
 def _backup(logs: Scuttleup, args: argparse.Namespace) -> None:
@@ -409,25 +447,20 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     import asyncio
     import logging
     from contextlib import nullcontext
-    from threading import Event
-
-    from ..peer import Peer, load_tls
-    from ..replication import UNWANTED
-    from .terminal import Messages, Printer, Typist
 
     loop = asyncio.get_running_loop()
     # Set when the peer is to end.
     over = asyncio.Event()
-    # Set after a signal. It may be asked from any thread.
-    interrupted = Event()
+    ending: _Ending = args.ending
+    ending.wake = partial(loop.call_soon_threadsafe, over.set)
+    if ending.came:
+        over.set()
+    from ..peer import Peer, load_tls
+    from ..replication import UNWANTED
+    from .terminal import Messages, Printer, Typist
+
     # The errors of our own database that the threads have met.
     errors: list[Exception] = []
-
-    def interrupt(signum: int, frame: object) -> None:
-        # A second signal ends the process at once, in case a write of ours hangs.
-        signal.signal(signum, signal.SIG_DFL)
-        interrupted.set()
-        loop.call_soon_threadsafe(over.set)
 
     def fail(error: Exception) -> None:
         errors.append(error)
@@ -435,13 +468,8 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
 
     def may_wait() -> bool:
         """Whether a slow reader of stdout is waited for at the end."""
-        return args.once and not interrupted.is_set()
+        return args.once and not ending.came
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        # In a script, a shell makes a job that it starts with `&` ignore Ctrl-C. That is left as it
-        # was.
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, interrupt)
     peer = Peer(
         logs,
         listen=args.listen,
@@ -453,7 +481,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     with Messages() as messages:
         with (
             Printer(logs, fail, may_wait) as printer,
-            nullcontext() if args.once else Typist(Lines(logs).take, fail),
+            nullcontext() if args.once else Typist(Lines(logs).take, fail, lambda: ending.came),
         ):
             if args.once and sys.stderr.isatty():
                 messages.show(lambda: f"received {printer.received}")
@@ -472,7 +500,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
         if done.sent and done.delivered is not None:
             summary += f", delivered {done.delivered}"
         logging.getLogger("scuttleup").info(summary)
-        if interrupted.is_set():
+        if ending.came:
             return 130
         bad = any(reason not in UNWANTED for reason in done.refused.values())
         return int(peer.failures + peer.lost > 0 or printer.failed or bad)

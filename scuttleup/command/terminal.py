@@ -18,6 +18,10 @@ The queue of `Messages` is short, and a message that does not fit is dropped.
 tries again once a second, so nothing is lost when there is room again. If nobody will ever read, it
 stops printing. Messages that cannot be written are dropped.
 
+**The end of stdin** is not always its end. A FIFO is at its end whenever a writer leaves, and a
+terminal at each Ctrl-D. The typist looks again five times a second, and takes what comes later. Of
+a file, and of a pipe that has no name, it says once that nothing more is taken.
+
 **What belongs to somebody else** is not read. A job in the background that reads from the terminal
 is stopped by the signal SIGTTIN. We ignore that signal, and then the read is an error (EIO)
 instead. A terminal that does not hand out whole lines is in use by a program such as a pager, which
@@ -40,6 +44,7 @@ import logging
 import os
 import queue
 import signal
+import stat
 import sys
 import threading
 import time
@@ -78,9 +83,11 @@ class _Output:
     """
 
     def __init__(self, fd: int, stream: Any, may_wait: Callable[[], bool] = lambda: False) -> None:
-        # There is no buffer, so no lock that a blocked thread would hold at the end.
-        self._file = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115
-        self._name, self._encoding = ("stdout", "stderr")[fd - 1], stream.encoding
+        self._out, self._file = stream, None
+        with suppress(OSError, AttributeError):  # it is no file, but a text in memory, for instance
+            # There is no buffer, so no lock that a blocked thread would hold at the end.
+            self._file = open(stream.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
+        self._name = ("stdout", "stderr")[fd - 1]
         self._may_wait = may_wait
         # Whether something could not be written, at the first try at least.
         self.failed = False
@@ -98,7 +105,10 @@ class _Output:
 
     def _write(self, text: str) -> None:
         """Write it. Try again as long as that may help: see "What can be wrong" above."""
-        data = text.encode(self._encoding, "backslashreplace")
+        if self._file is None:
+            print(text, end="", file=self._out, flush=True)
+            return
+        data = text.encode(self._out.encoding, "backslashreplace")
         while data:
             try:
                 written = self._file.write(data)
@@ -181,12 +191,19 @@ class Typist:
 
     `take` is called with some bytes and, at the end of stdin, with b"". If it raises a
     DatabaseError, `fail` gets that. Any other error of it is told, and means that nothing more is
-    taken. Both are called from the thread of the typist.
+    taken. That stdin has ended is told unless `is_ending` says that we end as well. All three are
+    called from the thread of the typist.
     """
 
-    def __init__(self, take: Callable[[bytes], object], fail: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        take: Callable[[bytes], object],
+        fail: Callable[[Exception], None],
+        is_ending: Callable[[], bool],
+    ) -> None:
         self._take = take
         self._fail = fail
+        self._is_ending = is_ending
         # On Windows, a console that is opened like this gives UTF-8.
         self._stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
         # How many bytes may still be taken once the end has come.
@@ -204,8 +221,17 @@ class Typist:
         try:
             while (data := self._read()) is not None:
                 self._take(data)
-                if not data:
-                    return
+                if data:
+                    continue
+                if sys.platform != "win32":
+                    # A writer that ends, and a Ctrl-D, are the end of a line or a message there.
+                    if self._ends(LOOK):
+                        return
+                    if self._goes_on():
+                        continue
+                if not self._is_ending():
+                    logger.info("stdin has ended: nothing more is taken from it")
+                return
         except DatabaseError as error:
             self._fail(error)
         except (ScuttleupError, ValueError, OverflowError) as error:
@@ -231,8 +257,24 @@ class Typist:
                     self._last -= len(data)
                 return data
             # The terminal is not ours at present, so look again later, unless the end comes.
-            if select([self._end], [], [], LOOK)[0]:
+            if self._ends(LOOK):
                 return None
+
+    def _ends(self, seconds: float) -> bool:
+        """Whether the end comes within `seconds`."""
+        from select import select
+
+        return bool(select([self._end], [], [], seconds)[0])
+
+    def _goes_on(self) -> bool:
+        """Whether more can come of a stdin that is at its end: of a terminal, and of a FIFO.
+
+        A FIFO has a name, by which somebody may open it again. Pipes without names lie on a device
+        of their own.
+        """
+        stdin = os.fstat(0)
+        is_fifo = stat.S_ISFIFO(stdin.st_mode) and stdin.st_dev != os.fstat(self._end).st_dev
+        return is_fifo or self._stdin.isatty()
 
     def __enter__(self) -> Typist:
         self._thread.start()
@@ -241,7 +283,8 @@ class Typist:
     def __exit__(self, *exc_info: object) -> None:
         os.close(self._ender)
         if sys.platform != "win32":
-            self._thread.join()
+            # A Ctrl-C drops what was typed before it, and a read of that may have begun.
+            self._thread.join(PATIENCE if self._stdin.isatty() else None)
 
 
 class Messages(_Output):

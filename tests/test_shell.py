@@ -1,0 +1,277 @@
+"""Every command against stdin, stdout and stderr as a shell, a service or a notebook hands them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from commands import ENVIRONMENT, Command, run
+from readme import ROOT
+from test_command_line import Shell, entries, join, listen, shell, wait_until_stored
+from waiting import LIMIT
+
+import scuttleup
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+pytestmark = [
+    pytest.mark.usefixtures("in_a_folder_of_its_own"),
+    pytest.mark.skipif(sys.platform == "win32", reason="these are the files of POSIX"),
+]
+
+__all__ = ["shell"]
+READERS = ["read", "read --json", "head", "head --json", "check", "export"]
+
+
+@pytest.fixture
+def many(in_a_folder_of_its_own: None) -> None:
+    """A `logs.db` of which each command prints more than a pipe holds."""
+    with scuttleup.open("logs.db", id="us") as logs:
+        logs.write((f"{n:0200}", 1, "x" * 100) for n in range(500))
+
+
+def program(command: str) -> dict[str, Any]:
+    """What `Command` takes to run the `command`, which may be read.py."""
+    return {"program": [str(ROOT / command)]} if command.endswith(".py") else {}
+
+
+def start(command: str, **options: Any) -> Command:
+    args = [] if command.endswith(".py") else command.split()
+    return Command(*args, **program(command), **options)
+
+
+# --- Non-blocking ---
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("command", [*READERS, "read.py"])
+def test_all_comes_through_a_stdout_that_a_neighbour_makes_non_blocking(command: str) -> None:
+    expected = start(command).result()[1]
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    reader = start(command, stdout=theirs)
+    os.close(theirs)
+    wait_until_unread(ours, 60_000)
+    with open(ours) as pipe:
+        assert pipe.read() == expected
+    assert (reader.wait(LIMIT), reader.stderr.read()) == (0, "")
+    assert len(expected) > 70_000
+
+
+@pytest.mark.parametrize(
+    ("command", "pieces"),
+    [
+        ("append", ["one\n", "tw", "o\nthr", "ee"]),
+        ("read --since -", ['{"th', 'em": ', "1}"]),
+        ("import", ['{"peer": "them", "seq": 2, "entry": "one"}\n{"peer": "t', 'hem", "seq": 3, ',
+                    '"entry": "two"}\n']),
+    ],
+)  # fmt: skip
+def test_a_pause_on_a_stdin_that_is_non_blocking_is_not_its_end(
+    command: str, pieces: list[str]
+) -> None:
+    with scuttleup.open("logs.db") as logs:
+        logs.write([("them", 1, b"x")])
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    process = start(command, stdin=theirs)
+    for piece in pieces:
+        os.write(ours, piece.encode())
+        wait_until_unread(theirs, 0)
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(LIMIT) == 0
+    assert (process.stdout.read(), process.stderr.read()) == ("", "")
+    found = {"append": ["one", "two", "three"], "import": ["one", "two"]}.get(command, [])
+    assert sorted(entries()) == sorted(["x", *found])
+
+
+def wait_until_unread(pipe: int, size: int) -> None:
+    """Wait until so many bytes, or more, lie in the pipe; with 0, until none does."""
+    end = time.monotonic() + LIMIT
+    while True:
+        unread = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+        there = int.from_bytes(unread, sys.byteorder)
+        if there >= size if size else not there:
+            return
+        assert time.monotonic() < end, there
+
+
+# --- Closed, full, and no file at all ---
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+@pytest.mark.parametrize("command", [*READERS, "append", "append y", "import", "read.py"])
+def test_a_closed_file_is_none_of_the_database_and_no_traceback(command: str, closed: int) -> None:
+    run("append", "x")
+    status, _, err = start(command, preexec_fn=lambda: os.close(closed)).result()
+    assert (status, err) == (0, "")
+    assert entries() == ["x", "y"][: 2 if command == "append y" else 1]
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("command", [*READERS, "read.py"])
+def test_a_full_stdout_is_one_line_and_status_1(command: str) -> None:
+    name = "read.py" if command == "read.py" else "scuttleup"
+    with open("/dev/full", "w") as full:
+        status, _, err = start(command, stdout=full).result()
+        assert (status, err) == (1, f"{name}: [Errno 28] No space left on device\n")
+        assert start("read --since missing", stderr=full).result()[:2] == (1, "")
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("command", [*READERS, "read.py"])
+def test_a_reader_that_leaves_is_no_trouble(command: str) -> None:
+    reader = start(command)
+    reader.stdout.readline()
+    reader.stdout.close()
+    assert reader.wait(LIMIT) in (0, 1, -signal.SIGPIPE)
+    assert reader.stderr.read() == ""
+
+
+def test_what_is_printed_goes_where_the_program_has_directed_it(
+    command: Callable[[list[str]], int],
+) -> None:
+    """As in IDLE, in Jupyter, and under `redirect_stdout`."""
+    assert command(["append", "x"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert command(["read"]) == command(["head"]) == 0
+        runpy.run_path(str(ROOT / "read.py"))
+    line, head, again = out.getvalue().splitlines()
+    assert "entry: 'x'" in line
+    assert again == line
+    assert head.startswith("* 1 ")
+
+
+# --- Ends that are none ---
+
+
+def test_a_fifo_is_read_on_when_a_writer_has_left() -> None:
+    os.mkfifo("fifo")
+    with open(os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)) as fifo:
+        peer, _ = listen(stdin=fifo)
+    for line in ("one", "two", "three"):
+        Path("fifo").write_text(line)
+        wait_until_stored(line, "a.db")
+    assert peer.end() == (0, "", "")
+    assert entries("a.db") == ["one", "two", "three"]
+
+
+def test_a_terminal_is_read_on_after_a_ctrl_d(shell: Shell) -> None:
+    shell.type("$PYTHON -m scuttleup replicate --listen 0\n", "listening on ")
+    for line in ("one", "two"):
+        shell.type(f"{line}\n\x04")
+        wait_until_stored(line)
+    shell.type("\x03", "$ ")
+
+
+def test_a_stdin_that_has_ended_is_told_once() -> None:
+    """Cron, systemd and `docker run` without -i hand over /dev/null."""
+    peer = Command("--db", "a.db", "replicate", "--listen", "0", stdin=subprocess.DEVNULL)
+    said = sorted([peer.stderr.readline(), peer.stderr.readline()])
+    assert said[1] == "scuttleup: stdin has ended: nothing more is taken from it\n"
+    join(int(said[0].rpartition(":")[2])).type("x")
+    assert "entry: 'x'" in peer.stdout.readline()
+    status, _, err = peer.end()
+    assert (status, "stdin" in err) == (0, False)
+
+
+# --- Signals, systems, arguments ---
+
+HOOK = """
+import os, signal, sys
+from scuttleup.command import main
+class Swallowed:
+    def __del__(self): os.kill(os.getpid(), signal.{signal})
+def hook(event, args):
+    global hook
+    if event == "import" and args[0] == {module!r} and hook:
+        hook = None
+        {act}
+sys.addaudithook(lambda *args: hook and hook(*args))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("signame", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("act", ["os.kill(os.getpid(), signal.{0})", "Swallowed()"])
+@pytest.mark.parametrize("module", ["scuttleup.sharing", "asyncio", "scuttleup.peer"])
+def test_a_signal_while_it_starts_ends_it_as_later(module: str, act: str, signame: str) -> None:
+    code = HOOK.format(module=module, act=act.format(signame), signal=signame)
+    peer = Command("replicate", "--listen", "0", program=["-c", code], stdin=subprocess.DEVNULL)
+    assert peer.wait(LIMIT) == 0
+    if act != "Swallowed()":
+        assert "Traceback" not in peer.stderr.read()
+
+
+@pytest.mark.parametrize("isolated", [[], ["unshare", "--map-root-user", "--pid", "--fork"]])
+def test_pid_1_ends_on_sigterm(isolated: list[str]) -> None:
+    """The kernel keeps from the first process of a container what that has no handler for."""
+    if isolated and subprocess.run([*isolated, "true"], capture_output=True).returncode:
+        isolated = []
+    args = [*isolated, sys.executable, "-m", "scuttleup", "replicate", "--listen", "0"]
+    options: dict[str, Any] = {"env": ENVIRONMENT, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(args, stdin=subprocess.DEVNULL, **options) as process:
+        assert process.stderr is not None
+        assert "listening on" in process.stderr.readline()
+        children = psutil.Process(process.pid).children() if isolated else [process]
+        children[0].send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 0
+
+
+def test_in_the_locale_c_no_byte_is_lost() -> None:
+    environment = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0",
+                   "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}  # fmt: skip
+    command = [sys.executable, "-m", "scuttleup"]
+    subprocess.run([*command, "append", "grüße"], env=environment, check=True)
+    found = subprocess.run([*command, "read"], env=environment, check=True, capture_output=True)
+    assert rb"gr\xfc\xdfe" in found.stdout
+    assert entries() == ["grüße"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_head_is_read_however_a_shell_has_written_it(encoding: str) -> None:
+    run("append", "x")
+    Path("head").write_text(run("head", "--json")[1], encoding=encoding)
+    assert run("read", "--since", "head") == (0, "", "")
+    run("append", "y")
+    assert "'y'" in run("read", "--since", "head")[1]
+
+
+def test_arguments_stand_before_options_and_after_them() -> None:
+    assert run("append", "a", "--db", "x.db", "b") == (0, "", "")
+    assert entries("x.db") == ["a", "b"]
+    assert run("append", "a", "--db", "x.db", "--such")[0] == 2
+    assert run("replicate", "h:1", "--once", "nowhere")[0] == 2
+
+
+def test_a_peer_listens_at_several_addresses() -> None:
+    peer = Command("replicate", "--listen", "0", "--listen", "[::1]:0")
+    said = peer.stderr_line("listening on") + peer.stderr_line("listening on")
+    assert "127.0.0.1:" in said
+    assert "[::1]:" in said
+
+
+def test_the_version_and_a_help_that_fits_a_terminal() -> None:
+    assert run("--version") == (0, f"scuttleup {scuttleup.__version__}\n", "")
+    for command in ("append", "read", "head", "check", "replicate"):
+        out = subprocess.run(
+            [sys.executable, "-m", "scuttleup", command, "--help"],
+            env={**ENVIRONMENT, "COLUMNS": "80"}, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert max(map(len, out.splitlines())) < 80
+    assert json.loads(run("append", "x") and run("head", "--json")[1])
