@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ import scuttleup
 from scuttleup import Peer, Scuttleup, ScuttleupError
 from scuttleup.keys import change_keys, log_prefix
 from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.signed.signing import FIRST_LINK, Signer
 
 TESTS = Path(__file__).parent
 NODE_MODULES = TESTS / "interop" / "node_modules"
@@ -294,17 +295,35 @@ def longest_rounds() -> None:
     def tiny_logs(seq: int) -> bytes:
         return b"".join(encode_changes(f"{n:06x}", seq, [b"x"]) for n in range(100_000))
 
+    def signed_log(n: int) -> bytes:
+        author = Signer(n.to_bytes(32, "big"))
+        return encode_changes(author.id, 1, author.seal(1, [b"x"], FIRST_LINK)[0])
+
     hello = encode_handshake("remote", {}, "sync")
     turns = (encode_changes(peer, seq, [b"x"]) for seq in range(1, 50_001) for peer in "ab")
     digests = {f"{n:032x}": 5 for n in range(300_000)}
     for name, data in {
         "100,000 logs of one entry": hello + tiny_logs(1),
         "100,000 logs whose only entry is number 1000": hello + tiny_logs(1000),
+        "20,000 signed logs of one entry": hello + b"".join(map(signed_log, range(20_000))),
         "two logs by turns, 100,000 entries": hello + b"".join(turns),
         "a handshake of 300,000 digests": encode_handshake("remote", digests, "sync"),
     }.items():
         figure = milliseconds(asyncio.run(longest_round(data)))
         row(f"longest round: {name}", figure, goal="< 100 ms")
+
+
+def idle_connections() -> None:
+    """What 1,000 of them take: `Peer` lets one host have 250, so four addresses come."""
+    with new_folder() as folder, running_peer(folder) as (peer, port), ExitStack() as opened:
+        before = peer.memory_info().rss
+        for n in range(1_000):
+            source = (f"127.0.0.{n % 4 + 1}", 0)
+            remote = opened.enter_context(socket.create_connection((HOST, port), 9, source))
+            remote.sendall(encode_handshake(f"remote {n}", {}, "sync"))
+            assert remote.recv(1024), "not accepted"
+        kb = (peer.memory_info().rss - before) / 1_000 / 1_000
+    row("memory of an idle connection, of 1,000", f"{kb:.0f} KB", goal="≤ 25 KB")
 
 
 def remotes() -> None:
@@ -496,7 +515,7 @@ async def longest_turn(work: Awaitable[object]) -> float:
 
 
 ROWS = [append, extend, read, open_logs, followers, signed, scripts]
-ROWS += [replicate, sharing, longest_rounds, remotes]
+ROWS += [replicate, sharing, longest_rounds, idle_connections, remotes]
 
 
 def main() -> None:
