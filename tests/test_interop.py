@@ -130,7 +130,7 @@ def test_what_the_original_appends_and_deletes_after_our_deletion_is_what_we_hav
         logs.delete("us", 2)
     with Original(path, valueEncoding="utf-8") as node:
         later = [node.append("two again"), node.append("three")]
-        node.delete("us", 1)
+        node.call("del", "us", 1)
     with scuttleup.open(path, value_encoding="utf-8") as logs:
         later.append(logs.append("four"))
         assert [change.seq for change in later] == [2, 3, 4]

@@ -103,7 +103,7 @@ async def connected(
 
 async def at_node(node: Original, head: Mapping[str, int]) -> None:
     """Wait until Node has all of `head`."""
-    await asyncio.to_thread(node.until, head)
+    await asyncio.to_thread(node.call, "until", head)
 
 
 def entries(database: Any, peer: str = "") -> dict[bytes, bytes]:
@@ -152,7 +152,7 @@ async def test_what_the_modes_allow_is_sent_now_and_later_and_what_they_forbid_i
                 logs.append("ours, later")
                 await asyncio.to_thread(node.append, "Node's, later")
         if ours["live"] and loses:
-            node.end()
+            node.call("end")
         elif ours["live"] and (to_node or nodes["live"]):
             logs.close()
         result = await replication
@@ -187,7 +187,7 @@ async def test_one_shot_loses_nothing_when_node_is_busy_for_two_seconds(
 ) -> None:
     """If we had closed, what Node says then would make it lose all that it has not read."""
     logs.extend(["x" * 1000] * 2000)
-    node.stall(2000, "Node's, after that")
+    node.call("stall", 2000, "Node's, after that")
     async with connected(node, logs, ours=ONE_SHOT) as replication:
         assert (await replication).sent == 2000
     node.close()
@@ -223,7 +223,7 @@ async def test_deleted_entries_leave_the_same_gaps_on_both_sides(
     node.write(log_of("node", 5))
     logs.extend(["ours"] * 5)
     for seq in (1, 3):
-        node.delete("node", seq)
+        node.call("del", "node", seq)
         logs.delete("us", seq)
     logs.delete("us", 5)
     async with connected(node, logs, role) as replication:
@@ -231,7 +231,7 @@ async def test_deleted_entries_leave_the_same_gaps_on_both_sides(
         await arrival(logs, {"node": 5})
         logs.append("ours, later")
         await at_node(node, {"us": 6})
-        node.end()
+        node.call("end")
         assert await replication == Replicated(3, 3, {})
     assert all_entries(node, db) == 6
 
@@ -299,6 +299,6 @@ async def test_500_logs_of_which_each_side_has_a_part_are_whole_on_both_until_no
     async with connected(node, logs, role) as replication:
         await arrival(logs, every)
         await at_node(node, every)
-        node.end()
+        node.call("end")
         assert await replication == Replicated(900, 900, {})
     assert all_entries(node, db) == 2000

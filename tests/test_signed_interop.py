@@ -77,12 +77,12 @@ async def test_garbage_in_the_relay_harms_the_log_it_pretends_to_be_in_and_no_ot
     port = relay.listen()
     with scuttleup.open(tmp_path / "other.db", signed=True) as other:
         await meet(author, port)
-        await asyncio.to_thread(relay.until, author.head)
+        await asyncio.to_thread(relay.call, "until", author.head)
         relay.write([Change(author.id, 4, "garbage " * 20), Change(author.id, 5, "short")])
         for meeting in 1, 2:
             other.append(b"honest")
             await meet(other, port)
-            await asyncio.to_thread(relay.until, other.head)
+            await asyncio.to_thread(relay.call, "until", other.head)
             for logs in reader, author:
                 refused = (await meet(logs, port)).refused
                 assert refused[author.id] == "4 is not signed by its author"

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,22 +116,11 @@ class Original:
     def entry(self, peer: str, seq: int, value_encoding: str) -> Any:
         return self.call("entry", peer, seq, {"valueEncoding": value_encoding})
 
-    def delete(self, peer: str, seq: int) -> None:
-        self.call("del", peer, seq)
-
     def write(self, changes: Iterable[Change]) -> None:
         self.call("write", [change._asdict() for change in changes])
 
     def read(self) -> list[Change]:
         return [Change(**change) for change in self.call("read", {})]
-
-    def until(self, head: Mapping[str, int]) -> None:
-        """Wait until the database has every log of `head` up to its number."""
-        self.call("until", head)
-
-    def stall(self, milliseconds: int, entry: Any) -> None:
-        """When the next entry is stored, do nothing at all for so long, then append `entry`."""
-        self.call("stall", milliseconds, entry)
 
     def listen(self, mode: str = "sync", *, live: bool = True) -> int:
         """Replicate with whoever connects to the port that this returns."""
@@ -141,10 +130,6 @@ class Original:
     def connect(self, port: int, mode: str = "sync", *, live: bool = True) -> None:
         """Replicate with who listens at `port`."""
         self.call("connect", port, {"mode": mode, "live": live})
-
-    def end(self) -> None:
-        """Leave: end every connection from this side."""
-        self.call("end")
 
     def closed(self) -> list[str | None]:
         """Wait until all connections are closed; what each broke with, None where it did not."""
