@@ -491,8 +491,10 @@ def running_peer(folder: Path, *options: str) -> Iterator[tuple[psutil.Popen, in
     with psutil.Popen([*command, *options], cwd=folder, **pipes) as peer:
         port = int(peer.stderr.readline().rpartition(b":")[2])
         threading.Thread(target=peer.stderr.read, daemon=True).start()
-        yield peer, port
-        peer.terminate()
+        try:
+            yield peer, port
+        finally:
+            peer.terminate()
 
 
 def send(port: int, data: bytes) -> None:
