@@ -260,7 +260,8 @@ def plant(name: str) -> Any:
     """A fault, for the time of a `with` block."""
     stream = ReplicationStream
     if name == "what is dropped counts as delivered":
-        return patch.object(stream, "_missing", lambda *_: 0)
+        size = lambda runs: sum(len(run.entries) or 1 for run in runs)  # noqa: E731
+        return patch.object(stream, "_known", lambda _, runs, new: size(runs) - size(new))
     if name == "taken is told of what was not handled":
         encode = encode_report
         more = lambda report: encode(report._replace(taken=report.taken + 1))  # noqa: E731

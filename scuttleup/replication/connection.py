@@ -278,7 +278,7 @@ class _Connection:
             self._news.clear()
             data = stream.data_to_send()
             stream.hold_reports = True
-            if stream.holds_report and not self._timer:
+            if not self._timer and stream.holds_report:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(limits.REPORT, self._report)
             if data:

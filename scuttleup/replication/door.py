@@ -105,8 +105,10 @@ class Door:
             self._room -= log_bytes(peer)
         return fault
 
-    def admit(self, runs: Iterable[Run]) -> tuple[list[Run], list[Verdict]]:
-        """Store what may be stored of `runs`, in one batch; return what was new, in the same order.
+    def admit(self, runs: Iterable[Run]) -> tuple[int, list[Run], list[Verdict]]:
+        """Store what may be stored of `runs`, in one batch; return how many entries were new.
+
+        Also returned are what was new, in the same order, and the verdicts.
 
         The runs of one log come in order. A run without entries stands for an entry that was too
         large to be kept. What a log has up to its head is known, and skipped. With the first fault
@@ -121,11 +123,11 @@ class Door:
         with store.database.writes, store.database:
             store.settle()
             approved, more = self._decide(runs)
-            store.commit(approved)
+            count = store.commit(approved)
         verdicts += more
         self._note_fork(verdicts, "in a remote's entries")
         self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
-        return approved, verdicts
+        return count, approved, verdicts
 
     def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
         """Store `runs` in one batch, all or none; return how many entries were new.

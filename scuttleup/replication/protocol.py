@@ -368,7 +368,8 @@ class ReplicationStream:
         if len(self._outgoing) >= most:
             data, self._outgoing = bytes(self._outgoing[:most]), self._outgoing[most:]
             return data
-        report = b"" if self._greeting else self._report()
+        holds = self._greeting or (self.hold_reports and self._live)
+        report = b"" if holds else self._report()
         pieces: list[bytes | memoryview] = [self._outgoing, report]
         size = len(self._outgoing) + len(report)
         for _ in range(limits.TURN_RUNS):
@@ -390,7 +391,7 @@ class ReplicationStream:
             self._greeting = None
         run = self._follower.read() if self._follower else None
         if run is None:
-            return self._report()
+            return b"" if self.hold_reports and self._live else self._report()
         peer, first, entries = run
         if len(entries[-1]) > MAX_ENTRY:
             # No remote takes such an entry, which only the original stores. It is the last of its
@@ -424,7 +425,7 @@ class ReplicationStream:
 
     def _report(self) -> bytes:
         """A report, if there is something to say."""
-        if (self.hold_reports and self._live) or not (now := self._to_report()):
+        if not (now := self._to_report()):
             return b""
         taken, lost, complete, _, coming = now
         refused, self._to_name = tuple(self._to_name), []
@@ -502,35 +503,38 @@ class ReplicationStream:
         It calls few functions, because each change may be of another log: some 5,000 in a turn.
         """
         runs: list[Run] = []
+        came = 0
         left_out, unwanted = self._door.left_out, self._door.unwanted
         notes_promises = not self._live and self._there is None
         try:
             for peer, first, entries in self._decoder.changes():
                 if not self._receives:
                     raise ValueError(f"a change, though the modes allow none: {first} of {peer!r}")
-                self._taken += len(entries) or 1
-                if peer in left_out or peer in unwanted:
-                    if peer in left_out:
-                        self._lost += len(entries) or 1
-                    else:
-                        self._unwanted += len(entries) or 1
+                count = len(entries) or 1
+                self._taken += count
+                if peer in left_out:
+                    self._lost += count
                     continue
+                if peer in unwanted:
+                    self._unwanted += count
+                    continue
+                came += count
                 runs.append(Run(peer, first, entries))
                 if entries and notes_promises:
                     self._note_progress(peer, first, first + len(entries) - 1)
         finally:
             # This happens after an error, too: what came before it is stored.
             if runs:
-                stored, verdicts = self._door.admit(runs)
-                self._received += sum(len(entries) for _, _, entries in stored)
+                new, stored, verdicts = self._door.admit(runs)
+                self._received += new
                 for peer, seq, reason in verdicts:
                     self._promised.pop(peer, None)
                     self._tell_left_out(peer, reason, seq)
-                if self._there is not None:
-                    self._lost += self._missing(runs, stored)
+                if came > new and self._there is not None:
+                    self._lost += came - new - self._known(runs, stored)
                     if unwanted:
-                        new = sum(len(it[2]) or 1 for it in runs if it.peer in unwanted)
-                        self._lost, self._unwanted = self._lost - new, self._unwanted + new
+                        more = sum(len(it[2]) or 1 for it in runs if it.peer in unwanted)
+                        self._lost, self._unwanted = self._lost - more, self._unwanted + more
         # Our follower is asked only after this, so it does not send back what the remote has sent.
         # It is not raised for what is left out: the remote gets from us what it lacks of that log,
         # and another remote can send us what is missing here.
@@ -542,12 +546,8 @@ class ReplicationStream:
         if self._decoder.reports:
             self._receive_reports()
 
-    def _missing(self, runs: list[Run], stored: list[Run]) -> int:
-        """How many of the changes in `runs`, of which those in `stored` were new, are not here."""
-        came = sum(len(entries) or 1 for _, _, entries in runs)
-        new = sum(len(entries) for _, _, entries in stored)
-        if came == new:
-            return 0
+    def _known(self, runs: list[Run], stored: list[Run]) -> int:
+        """How many of the changes in `runs` are here, but for those in `stored`, which were new."""
         heads, rest = self._store.heads, iter(stored)
         # What is not new and not above our head may be here, or was deleted, or is in a gap.
         known: list[tuple[str, int, int]] = []
@@ -558,7 +558,7 @@ class ReplicationStream:
                 last, run = run.first - 1, next(rest, None)
             if 0 < first <= last:
                 known.append((peer, first, last))
-        return came - new - self._door.count(known)
+        return self._door.count(known)
 
     def _note_progress(self, peer: str, first: int, last: int) -> None:
         """Note changes that the remote promised, and that it sends for the first time.
