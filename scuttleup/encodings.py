@@ -1,8 +1,8 @@
 """How entries of the user become bytes, and how bytes become entries.
 
 The names are those of the original's `valueEncoding`. An encoding is not stored with an entry: the
-database holds bytes, and each reader chooses what to make of them. So the same log may be read as
-text by one program and as bytes by another.
+database holds bytes, and each reader chooses an encoding. So one program may read a log as text,
+and another as bytes.
 
 | name     | takes           | gives                                  | fails on reading      |
 |----------|-----------------|----------------------------------------|-----------------------|
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Encoding:
     """One way to make bytes of an entry, and an entry of bytes.
 
-    `encode` raises TypeError or ValueError for an entry that it does not take. `decode` raises
-    ValueError for bytes that it cannot read. The methods do the same for many entries.
+    `encode` raises TypeError or ValueError for a wrong entry. `decode` raises ValueError for bytes
+    that cannot be read. The methods do the same for many entries.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class Encoding:
     def decode_all(self, peer: str, first: int, entries: Iterable[bytes]) -> Iterable[Any]:
         """The entries of `peer` from number `first` on, decoded when they are asked for.
 
-        One that cannot be decoded raises ValueError in its place, and those after it can still be
-        had.
+        An entry that cannot be decoded raises ValueError in its place; the later entries can still
+        be had.
         """
         if self.decode is bytes:
             return entries
         # Of all encodings only JSON can fail, so only there the numbers are needed for an error.
         if self.decode is not _decode_json:
             return map(self.decode, entries)
-        # This is a `map` and not a generator, because a generator ends for good when it raises.
+        # A `map` goes on after an error; a generator would end for good.
         return map(partial(self.decode_entry, peer), count(first), entries)
 
     def decode_entry(self, peer: str, seq: int, entry: bytes) -> Any:
         """Entry number `seq` of `peer`, decoded.
 
-        Raises ValueError, which names both, if it cannot be decoded.
+        Raises ValueError, which names both, if the entry cannot be decoded.
         """
         try:
             return self.decode(entry)
@@ -114,7 +114,7 @@ def _encode_json(entry: Any) -> bytes:
     JSON.stringify writes NaN and the infinities as null. Here they are a ValueError, so that
     nothing gets lost.
     """
-    # Imported here and below, because a program without JSON entries need not load it.
+    # Imported here and below, as a program without JSON entries does not need this module.
     import json
 
     try:

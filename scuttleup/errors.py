@@ -1,13 +1,13 @@
 """The errors of this package.
 
 A wrong argument is a TypeError or a ValueError, as everywhere in Python. Everything else that
-leaves this package is a `ScuttleupError`, so one `except` clause catches all of it. The classes
-below answer the question that a program asks next: ask for something else (`EntryNotFound`), come
-back later (`ConnectionLost`), do not come back (`ProtocolError`), or look after the disk
+leaves this package is a `ScuttleupError`, so a single `except` clause is enough. The classes below
+answer the question that a program asks next: ask for something else (`EntryNotFound`), come back
+later (`ConnectionLost`), do not come back (`ProtocolError`), or look after the disk
 (`DatabaseError`).
 
-What a remote does wrong never looks like a mistake of the program here. h11 tells the two apart in
-the same way, with `RemoteProtocolError` and `LocalProtocolError`.
+A mistake of a remote never looks like a mistake of the program here. h11 tells the two apart in the
+same way, with `RemoteProtocolError` and `LocalProtocolError`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from . import limits
 class ScuttleupError(Exception):
     """The base of every error that this package defines.
 
-    Raised as it is, it says that something was used at the wrong time: logs that are closed, logs
-    that were opened before a fork, or a signed log without its secret key.
+    An error of just this class says that something was used at the wrong time: logs that are
+    closed, logs that were opened before a fork, or a signed log without its secret key.
     """
 
 
 class EntryNotFound(ScuttleupError, KeyError):
-    """There is no such entry: it was never stored here, or it was deleted.
+    """There is no such entry: never stored here, or deleted.
 
-    It is a KeyError, so `except KeyError` catches it, as for a dict.
+    This is a KeyError as well, so `except KeyError` works as for a dict.
     """
 
-    # KeyError would show the repr of the message, with its quotes.
+    # KeyError would show the repr of the message, with quotes.
     __str__ = Exception.__str__
 
 
 class ProtocolError(ScuttleupError):
-    """The remote is in error: it broke the protocol, or `verify` refused one of its changes.
+    """The remote is in error: it broke the protocol, or `verify` refused a change.
 
-    To connect to it again is of little use, as it will most likely do the same again.
+    To connect again is of little use, as the remote will most likely do the same again.
     """
 
 
@@ -53,36 +53,37 @@ class DatabaseError(ScuttleupError):
 
 
 class DamagedDatabase(DatabaseError):
-    """The database lacks a part, or holds bytes that are not what was written.
+    """The database lacks a part, or holds other bytes than were written.
 
     Other logs than our own can be had again from any peer that holds them, in a new database.
     """
 
 
 class DatabaseLocked(DatabaseError):
-    """The database is open already: in this process, or in another one, as the text says.
+    """The database is open already: in this process, or in another process, as the text says.
 
-    `here` is whether it is this process. It is worth coming back.
+    `here` is whether that is this process. A later call may succeed.
     """
 
     here = False
 
 
 class WriteInDoubt(DatabaseError):
-    """A write failed in such a way that nobody knows whether it is stored.
+    """A write failed, and nobody knows whether its entries are stored.
 
-    The next write finds that out, so look at `head` after it before you write the same again.
+    The next write finds that out, so look at `head` after the next write before you write the same
+    again.
     """
 
 
 class ForkedLog(ScuttleupError):
-    """Our own signed log has forked, so peers take no more of it. Begin a new one: `new_id`."""
+    """Our own signed log has forked, so peers take no more of it. Begin a new log: `new_id`."""
 
 
 def shown(value: object) -> str:
     """The repr of a wrong `value` for an error to name it, cut after `limits.MAX_REPR` characters.
 
-    If the value has none, because it is nested too deep for instance, its type is named.
+    A value without a repr, for instance because of too deep nesting, is named by its type.
     """
     try:
         text = repr(value)

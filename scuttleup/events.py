@@ -1,8 +1,8 @@
-"""Tells the logger "scuttleup" what happens, in so few lines that nobody can fill a log file.
+"""Tells the logger "scuttleup" of events, in so few lines that nobody can fill a log file.
 
 Strangers can connect, fail and send bad logs as often as they like. So the same event is told once
-in TELL_SECONDS. Those that follow within that time are counted. When it is over, the next event of
-any kind brings their number, and the text of the last one.
+in TELL_SECONDS. Repetitions within that time are counted. After that time, the next event of any
+kind brings their number, and the text of the last repetition.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from . import limits
 
 
 class Events:
-    """What happens to the logs of one store and on their connections. Any thread may tell of it.
+    """The events of the logs of a store and of their connections. Any thread may tell of them.
 
-    Two events are the same if they are of one kind and happened to the same remote or log. Their
-    text does not matter, because a stranger chooses much of it.
+    Two events are the same if they are of the same kind and happened to the same remote or log.
+    Their text does not matter, because a stranger chooses much of it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # By kind and `who`, the oldest first: when it was told, how many were not told since then,
-        # and the level and the text of the last one.
+        # and the level and the text of the last event.
         self._told: dict[tuple[str, str], tuple[float, int, str, str]] = {}
 
     def tell(self, level: str, kind: str, text: str, who: str = "") -> None:
         """Tell, or count, an event of this kind. `level` is "info" or "warning".
 
         `who` is the remote or the log, or "" where that does not matter. While MAX_TOLD events are
-        remembered, all further ones of a kind count as the same.
+        remembered, all further events of a kind count as the same.
         """
         now = time.monotonic()
         lines = []

@@ -3,21 +3,22 @@
 Theory of operation
 -------------------
 
-A `Follower` gives its reader every entry that is there when it begins, and, if it is live, every
-entry that is stored later. It holds no entries. Three things say what it still has to read:
+A `Follower` gives its reader every entry that is there at the beginning, and, if the follower is
+live, every entry that is stored later. A follower holds no entries. Three things say which entries
+are still to be read:
 
 * `since`: the number up to which the reader has had each log. It grows as entries are read.
-* the spans (peer, last) that it is reading just now: the entries of `peer` that the reader has not
+* the spans (peer, last) that are being read just now: the entries of `peer` that the reader has not
   had, up to number `last`.
-* a position in the `News`, which is a list of the logs that were written to lately. There is one
-  for all followers. So a write costs the same whoever follows, and a follower that nobody reads
+* a position in the `News`, a list of the logs that were written to lately, the same for all
+  followers. So a write costs the same whoever follows, and a follower that nobody reads
   costs nothing.
 
 When the spans have been read, the logs in the news above the position are the next spans, each up
 to its head. When some of that news is no longer recorded, because more than `limits.NEWS` came
-since, they are all logs, and `since` leaves out what was read before.
+since, the next spans are all logs, and `since` leaves out the entries that were read before.
 
-Two interleavings make that right. They need no lock beyond the interpreter's own: each step is one
+Two interleavings make that right, and need no lock beyond the interpreter's own: each step is one
 operation on a list, a dict or an attribute, and only one thread writes at a time.
 
 | a write            | a follower that takes the news | so                                         |
@@ -55,18 +56,18 @@ Span = tuple[str, int]
 class News:
     """Which logs were written to lately, who follows, and who waits for the next write.
 
-    There is one of these for a store. Only a writer calls `add`, `forget` and `wake`, under the
-    store's lock `writes`. Everything else may be called at any time and from any thread.
+    A store has one `News`. Only a writer calls `add`, `forget` and `wake`, under the store's lock
+    `writes`. Everything else may be called at any time and from any thread.
     """
 
     def __init__(self) -> None:
-        # The logs in the order of the writes, and which number the first of them has. A list is
-        # only ever added to, and a new one takes its place in one step.
+        # The logs in the order of the writes, and the number of the first. A list is only ever
+        # added to, and a new list takes its place in one step.
         self._recent: tuple[int, list[str]] = 0, []
         # The followers, by id(). The references are weak, so a follower that is dropped is gone.
-        # This is not a WeakSet, because asking one whether it is empty costs an append 4 %.
+        # Not a WeakSet: to ask whether a WeakSet is empty costs an append 4 %.
         self.followers: dict[int, weakref.ref[Follower]] = {}
-        # Those of the live ones that have had everything and are to be woken by the next news.
+        # The live followers that have had everything and are to be woken by the next news.
         self.waiting: dict[int, weakref.ref[Follower]] = {}
 
     @property
@@ -83,7 +84,7 @@ class News:
             self._recent = first + limits.NEWS, logs[limits.NEWS :]
 
     def forget(self) -> None:
-        """Make every live follower look at all logs, because it is not known what was stored."""
+        """Make every live follower look at all logs, because nobody knows which of them grew."""
         self._recent = self.end + 1, []
 
     def after(self, position: int) -> Iterable[str] | None:
@@ -92,13 +93,13 @@ class News:
         return dict.fromkeys(logs[position - first :]) if position >= first else None
 
     def wake(self) -> None:
-        """Wake those who had had everything, and let them say anew that they wait."""
+        """Wake the followers that wait, and let them say anew that they wait."""
         if self.waiting:
             waiting, self.waiting = self.waiting, {}
             _wake_each(waiting)
 
     def wake_all(self) -> None:
-        """Wake every follower, whatever it has had."""
+        """Wake every follower, also those that do not wait."""
         _wake_each(self.followers)
 
 
@@ -110,14 +111,15 @@ def _wake_each(followers: dict[int, weakref.ref[Follower]]) -> None:
 
 
 class Follower:
-    """What one reader has not had yet, in the order of `spans`; then, if `live`, the news.
+    """The entries that one reader has not had, in the order of `spans`; then, if `live`, the news.
 
-    `heads` is the store's dict of each log's last number. `since` says what the reader has had of
-    each log. It is raised as entries are read, and the reader may raise it, too, to be spared what
-    it got elsewhere. `wake` is called, from any thread and in the middle of a write, when a reader
-    that has had everything has something to read again, and at the end.
+    `heads` is the store's dict of each log's last number. `since` says up to which number the
+    reader has had each log. `since` is raised as entries are read, and the reader may raise a
+    number, too, to be spared entries from elsewhere. `wake` is called, from any thread and in the
+    middle of a write, when a reader that has had everything has something to read again, and at the
+    end.
 
-    One reader at a time may use it. `close` may be called from anywhere.
+    One reader at a time may use a follower. `close` may be called from anywhere.
     """
 
     def __init__(
@@ -134,16 +136,15 @@ class Follower:
         self._database = database
         self._heads = heads
         self._news = news
-        # The number up to which the news was taken: what is below it is in `spans`, or is not
-        # wanted.
+        # The number up to which the news was taken: older news is in `spans`, or is not wanted.
         self._position = news.end
         self._since = since
         # The spans that have not been begun yet; None when all of them were read.
         self._spans: Iterator[Span] | None = iter(spans)
-        # The span that is being read, and the number up to which it was.
+        # The span that is being read, and the last number that was read of it.
         self._span: Span = "", 0
         self._after = 0
-        # Runs that were read from LevelDB and not given out yet, the next one last.
+        # Runs that were read from LevelDB and not given out yet, the next run last.
         self._runs: list[Run] = []
         self._live = live
         self._wake = wake
@@ -168,9 +169,9 @@ class Follower:
     def read(self) -> Run | None:
         """The next run of entries; None when there is nothing now, and after the end.
 
-        Raises DatabaseError if the database cannot be read, and raises it again at every further
-        call, because what is damaged must not look like the end. Raises ScuttleupError if the logs
-        were closed before a follower that is not live had everything, and in a child process.
+        Raises DatabaseError if the database cannot be read, at every further call as well, because
+        damage must not look like the end. Raises ScuttleupError if the logs were closed before a
+        follower that is not live had everything, and in a child process.
         """
         database = self._database
         with database.reads:
@@ -180,14 +181,14 @@ class Follower:
                 return self._read(db)
 
     def _read(self, db: Any) -> Run | None:
-        """Read on: in the current span, else in the next one, else in the news."""
+        """Read on: in the current span, else in the next span, else in the news."""
         while True:
             while self._runs:
                 run = self._runs.pop()
                 if run.peer in self._heads:  # else it was forgotten after it was read
                     return run
             peer, last = self._span
-            # What the reader has had is left out, wherever it came from.
+            # Entries that the reader has had are left out, wherever they came from.
             after = max(self._after, self._since.get(peer, 0))
             if after < last:
                 runs, after = read_runs(db, peer, after, last)
@@ -204,18 +205,17 @@ class Follower:
                     return None
 
     def _nothing_new(self) -> bool:
-        """Take the news as the next spans; if there are none, wait for some and return True."""
+        """Take the news as the next spans; without news, wait for some and return True."""
         if self._position == self._news.end:
             self._news.waiting[id(self)] = self._news.followers[id(self)]
             if self._position == self._news.end:
                 return True
-        # The position is taken before the heads are read. What is stored in between is in both, and
-        # `since` leaves it out the second time.
+        # The position is taken before the heads are read. An entry that is stored in between is in
+        # both, and `since` leaves the entry out the second time.
         position, self._position = self._position, self._news.end
         moved = self._news.after(position)
         if moved is None:
-            # All heads are compared at once: that takes 0.1 µs a log, and three times as long if it
-            # is done one by one.
+            # All heads are compared at once, which takes a third of the time of single comparisons.
             had = self._since.get
             heads = list(self._heads.items())
             self._spans = iter([(peer, head) for peer, head in heads if head > had(peer, 0)])
@@ -232,6 +232,6 @@ class Follower:
             self._wake()
 
     def close(self) -> None:
-        """Give nothing more. Closing it again does nothing."""
+        """Give nothing more. A second call does nothing."""
         self._closed = True
         self.wake()

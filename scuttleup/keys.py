@@ -22,8 +22,8 @@ bytes, big-endian, after a first byte of 251, 252, 253 or 254.
     number      1    250    251     506     507
     in a key    01   fa     fb00    fbff    fc0100
 
-The separator U+00FF is the two bytes C3 BF in UTF-8. A peer id with that character, or one above
-it, could not be told from the end of the id, so `check_peer` refuses it.
+The separator U+00FF is the two bytes C3 BF in UTF-8. The end of a peer id with that character, or
+with a higher character, could not be found, so `check_peer` refuses such an id.
 """
 
 from __future__ import annotations
@@ -48,23 +48,22 @@ DELETED_HASHES = b"m" + SEPARATOR + b"hash" + SEPARATOR
 DELETED_HEADS = b"m" + SEPARATOR + b"head" + SEPARATOR
 # For a log that was forgotten: it is not wanted here.
 FORGOTTEN = b"m" + SEPARATOR + b"forgotten" + SEPARATOR
-# Our own log has forked: the number of the entry, and where that was seen.
+# Our own log has forked: the number of the entry, and where the fork was seen.
 FORK = b"m" + SEPARATOR + b"fork"
 # This database is a backup: the day when it was made.
 BACKUP = b"m" + SEPARATOR + b"backup"
 # Sorts after every other key of ours, so each scan ends there (see `scan.py`).
 ID = b"m" + SEPARATOR + b"id"
 
-# The two hex digits of every byte. Looking one up is faster than formatting it.
+# The two hex digits of every byte. A look-up is faster than formatting.
 _HEX = [b"%02x" % byte for byte in range(256)]
 
 
 def check_peer(peer: str) -> str:
-    """Return `peer` if it can be the id of a log.
+    """Return `peer` if a log can have this id.
 
-    Raises TypeError if it is not a str. Raises ValueError if it is empty, if it holds U+00FF or a
-    character above it, which could not be told from the separator of a key, or if it takes more
-    than 255 bytes as UTF-8.
+    Raises TypeError if `peer` is not a str. Raises ValueError if `peer` is empty, takes more than
+    255 bytes as UTF-8, or holds U+00FF or a character above.
 
     >>> check_peer("foobar")
     'foobar'
@@ -89,10 +88,10 @@ def log_bytes(peer: str) -> int:
 
 
 def check_seq(seq: int) -> int:
-    """Return `seq` if it can number an entry.
+    """Return `seq` if an entry can have this number.
 
-    Raises TypeError if it is not an int, ValueError if it is not between 1 and 2**32 - 1. A bool is
-    an int in Python, but it is a mistake here.
+    Raises TypeError if `seq` is not an int, ValueError if `seq` is not between 1 and 2**32 - 1. A
+    bool is an int in Python, but a mistake here.
     """
     if not isinstance(seq, int) or isinstance(seq, bool):
         raise TypeError(f"an entry's number is an int, not {shown(seq)}")
@@ -102,7 +101,7 @@ def check_seq(seq: int) -> int:
 
 
 def log_prefix(peer: str) -> bytes:
-    """What the keys of all entries of `peer` begin with; the packed number follows.
+    """The beginning of the keys of all entries of `peer`; the packed number follows.
 
     >>> log_prefix("foobar") + pack_seq(1)
     b'c\xc3\xbffoobar\xc3\xbf01'
@@ -111,7 +110,7 @@ def log_prefix(peer: str) -> bytes:
 
 
 def pack_seq(seq: int) -> bytes:
-    """The number `seq` as it stands in a key: 2 to 10 hex digits.
+    """The number `seq` in the form of a key: 2 to 10 hex digits.
 
     >>> pack_seq(250), pack_seq(251), pack_seq(507)
     (b'fa', b'fb00', b'fc0100')
@@ -137,8 +136,8 @@ def unpack_seq(digits: bytes) -> int:
         return seq
     with suppress(ValueError):
         seq = int(digits[2:], 16) + 251
-        # Packing it once more is the shortest test of all that can be wrong: the width, the first
-        # byte, and characters that `int` takes but `pack_seq` does not write.
+        # To pack the number once more is the shortest test of all that can be wrong: the width, the
+        # first byte, and characters that `int` takes but `pack_seq` does not write.
         if 250 < seq <= MAX_SEQ and pack_seq(seq) == digits:
             return seq
     raise ValueError(f"not a number of an entry: {digits!r}")
@@ -146,8 +145,8 @@ def unpack_seq(digits: bytes) -> int:
 
 def change_keys(prefix: bytes, first: int, count: int) -> Iterator[bytes]:
     """The keys of `count` entries from number `first` on, under the `log_prefix` `prefix`."""
-    # Up to 256 keys in a row differ in their last byte alone. One concatenation then makes a key:
-    # 0.05 µs, where `prefix + pack_seq(seq)` takes 0.35 µs.
+    # Up to 256 keys in a row differ in their last byte alone. One concatenation then makes a key,
+    # in a seventh of the time of `prefix + pack_seq(seq)`.
     seq, end = first, first + count
     while seq < end:
         packed = pack_seq(seq)

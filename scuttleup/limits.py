@@ -1,10 +1,10 @@
 """Every limit of this package, with its reason.
 
-A limit is either part of the format, so that nothing can exceed it, or it protects a peer: nobody
-who can connect to it can use up its memory, its descriptors or its time. What happens beyond a
-limit is said where the limit is kept. As a rule, one log is left out and the connection goes on.
+A limit is either part of the format, so that nothing can exceed it, or protects a peer: nobody who
+connects can use up the peer's memory, descriptors or time. The place where a limit is kept says
+what happens beyond. As a rule, one log is left out and the connection goes on.
 
-None of them is an option, except `max_entry`, which can only be lowered, and `max_connections`.
+No limit is an option, except `max_entry`, which can only be lowered, and `max_connections`.
 """
 
 # --- What can be stored ---
@@ -12,29 +12,30 @@ None of them is an option, except `max_entry`, which can only be lowered, and `m
 # The largest number of an entry. On the wire, numbers are uint32.
 MAX_SEQ = 2**32 - 1
 # Bytes of a peer id in UTF-8. Each id stands in the handshake of every peer that holds that log. So
-# every peer would pay for one long id at each of its meetings.
+# every peer would pay for a long id at each meeting.
 MAX_PEER = 255
-# Bytes of a message on the wire. A peer keeps at most this much of one message in memory.
+# Bytes of a message on the wire. A peer keeps at most so many bytes of a message in memory.
 MAX_FRAME = 16 * 1024 * 1024
-# Bytes of an entry as it is stored. Such an entry fits into a frame together with the longest peer
-# id and the largest number. With their tags and lengths, the three fields need 1 + 2 + 255 bytes, 1
-# + 5 bytes, and 1 + 4 bytes before the entry.
+# Bytes of a stored entry. Such an entry fits into a frame together with the longest peer id and the
+# largest number. With their tags and lengths, the three fields need 1 + 2 + 255 bytes, 1 + 5 bytes,
+# and 1 + 4 bytes before the entry.
 MAX_ENTRY = MAX_FRAME - 269
 # Bytes of our own handshake. It names every log that we hold, so this also limits the number of
 # logs.
 MAX_HANDSHAKE = MAX_FRAME
-# Bytes that each log counts for in the handshake, at least. One with a random id takes 44, so there
-# can be some 380,000 of those.
+# Bytes that each log counts for in the handshake, at least. A log with a random id takes 44, so
+# there can be some 380,000 such logs.
 LOG_BYTES = 40
 
 # --- How much at once ---
 
 # Bytes that LevelDB keeps in memory, and in its journal, before it writes a table. With the usual 4
-# MiB, 100 remotes that bring a long log each make it wait for its own thread up to half a second.
+# MiB, 100 remotes that bring a long log each make LevelDB wait for its own thread up to half a
+# second.
 WRITE_BUFFER = 16 * 1024 * 1024
-# How many entries one read from LevelDB takes at most. A small run stays in the cache of the
-# processor, which saves more time than fewer reads would, and an event loop does not wait long for
-# it.
+# How many entries a read from LevelDB takes at most. A small run stays in the cache of the
+# processor, which saves more time than fewer reads would, and holds an event loop for a short time
+# only.
 RUN_ENTRIES = 256
 # How many bytes such a read takes. The last entry may exceed them.
 RUN_BYTES = 32 * 1024
@@ -45,22 +46,22 @@ DELETE_STEP = 4000
 # After so many deleted entries of one log, LevelDB is made to drop them. Until then each reader of
 # that log walks over them, which takes 0.3 µs each.
 DELETED = 20_000
-# How many writes to logs are remembered for those who follow, at least; one turn can bring 5,000. A
+# How many writes to logs are remembered for those who follow, at least; a turn can bring 5,000. A
 # follower that falls further behind looks through all heads once, which takes some 0.1 µs a log.
 NEWS = 16 * 1024
 
 # --- What a remote may send ---
 
-# Bytes of a frame that is not kept. There are two kinds: a handshake, which is read one digest at a
-# time, and a change whose entry is too large for us, which is skipped. No honest peer has a reason
-# to send more.
+# Bytes of a frame that is not kept. There are two kinds: a handshake, which is read by single
+# digests, and a change whose entry is too large for us, which is skipped. No honest peer has a
+# reason to send more.
 MAX_SKIPPED = 1024 * 1024 * 1024
-# Bytes that are kept of one field of such a frame. The longest valid digest has 264 bytes.
+# Bytes that are kept of a field of such a frame. The longest valid digest has 264 bytes.
 MAX_FIELD = 1024
-# How many logs one connection remembers as left out, because something was wrong with an entry of
-# theirs. Each takes some 100 to 350 bytes. When there are as many, no new log is taken any more.
-# That harms nobody else: a remote gets there only by sending so many bad logs, and with as many
-# good ones it could use up the room in our handshake, too.
+# How many logs a connection remembers as left out, because an entry of theirs was wrong. Each takes
+# some 100 to 350 bytes. When there are as many, no new log is taken any more. That harms nobody
+# else: a remote gets there only by sending so many bad logs, and as many good logs could use up the
+# room in our handshake, too.
 MAX_LEFT_OUT = 100_000
 # How many of these logs are named, each by a warning and a line in `Replicated.refused`.
 MAX_NAMED = 20
@@ -76,25 +77,25 @@ MAX_REPR = 300
 
 # --- What is sent in one turn of an event loop ---
 
-# Bytes that are read from the connection and received in one turn, and bytes that are handed to the
-# connection in one turn. They hold about 5,000 logs of one tiny entry, which take 30 ms to be
-# stored, or 700 entries of one log, which take 1 ms.
+# Bytes that are read from the connection and received in a turn, and bytes that are handed to the
+# connection in a turn. They hold about 5,000 logs of one tiny entry, which take 30 ms to be stored,
+# or 700 entries of one log, which take 1 ms.
 TURN_BYTES = 64 * 1024
 # How many runs of entries are read from LevelDB for one such turn, in case the runs are tiny.
 TURN_RUNS = 256
-# Seconds after which no further turn begins in one round of the event loop. All connections of the
+# Seconds after which no further turn begins in a round of the event loop. All connections of the
 # loop share them.
 ROUND = 0.01
 
 # --- How long a remote is waited for, in seconds ---
 
-# A remote is given up after this time if it is silent before its handshake, takes nothing of what
-# we send, has vanished, or leaves a frame unfinished. Without this limit, a stranger could hold up
-# to MAX_FRAME of our memory for ever with half a frame.
+# A remote is given up after this time if it is silent before its handshake, takes nothing that we
+# send, has vanished, or leaves a frame unfinished. Without this limit, a stranger could hold up to
+# MAX_FRAME of our memory for ever with half a frame.
 ALIVE = 60
 # A frame that is not finished has to grow by this many bytes within ALIVE. That is 1.1 kB/s, less
 # than any usable link has. So a byte now and then is not enough. Whoever wants to hold MAX_FRAME of
-# our memory has to send it, and can hold it for four hours at most before sending it again.
+# our memory has to send as much, and to send as much again after four hours at most.
 PROGRESS_BYTES = 64 * 1024
 # How long a replication that is not live waits for more of what a remote that does not report has
 # promised. That one may have deleted those entries.
@@ -104,7 +105,7 @@ PROMISED = 5
 PROMISED_LOGS = 2000
 # How long a live replication lets a report wait, so that one report tells of many changes.
 REPORT = 0.1
-# How long the remote may go on to read what we sent, after we have ended our side.
+# How long the remote may go on to read after we have ended our side.
 LINGER = 10
 
 # --- How long we wait for ourselves, in seconds ---
@@ -115,15 +116,16 @@ LOOK_SECONDS = 0.01
 
 # --- Other processes that use our database ---
 
-# Links of those: one for each process, and one for each of its streams. They come out of
+# Links to such processes: one for each process, and one for each of its streams. They come out of
 # SPARE_DESCRIPTORS, and so do those that have not proven yet who they are.
 MAX_USERS = 32
 MAX_STRANGERS = 8
-# Bytes of one question or answer. A larger `extend` is refused.
+# Bytes of a question or an answer. A larger `extend` is refused.
 MAX_MESSAGE = 64 * 1024 * 1024
-# Seconds in which one that has connected has to prove itself.
+# Seconds in which a process that has connected has to prove itself.
 SHARE_SECONDS = 5
-# Seconds after which we look, again and again, whether one that waits for news is still there.
+# Seconds after which we look, again and again, whether a process that waits for news is still
+# there.
 SHARE_LOOK = 0.2
 # Seconds that a call waits for the process that has the database open. Deleting a range and
 # compacting wait as long as that process is there.
@@ -131,16 +133,16 @@ CALL_SECONDS = 30
 
 # --- Connections of a `Peer` ---
 
-# Connections of one `Peer`, including those that it makes itself. An idle one takes some 20 KB.
+# Connections of a `Peer`, those to other peers included. An idle connection takes some 20 KB.
 MAX_CONNECTIONS = 1000
 # Descriptors that no connection ever gets. LevelDB opens and closes files all the time, and a write
 # that finds no descriptor fails as if the disk were broken.
 SPARE_DESCRIPTORS = 64
-# Connections that the kernel keeps until we have accepted them. One loop accepts them all, so they
-# wait for a few milliseconds.
+# Connections that the kernel keeps until we have accepted them. A single loop accepts them all, so
+# they wait for a few milliseconds.
 BACKLOG = 256
 # Seconds that each of these may take: looking up a name, connecting to one of its addresses, TLS
-# included, and the TLS handshake of one who comes. Three lost packets cost 7 seconds.
+# included, and the TLS handshake of a remote that comes. Three lost packets cost 7 seconds.
 CONNECT_SECONDS = 10
 # Seconds in which the same event is told only once, so that strangers cannot fill a log file.
 TELL_SECONDS = 60

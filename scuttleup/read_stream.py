@@ -3,17 +3,17 @@
 Theory of operation
 -------------------
 
-A `ReadStream` joins two parts. The `Follower` knows what the reader has not had yet, and reads a
-run of it at a time. The `_Alarm` puts the reader to sleep when there is nothing, and wakes it. In
-between stands an iterator over the changes of the run that was read last.
+A `ReadStream` joins two parts. The `Follower` knows which entries the reader has not had yet, and
+reads a run at a time. The `_Alarm` puts the reader to sleep when there is nothing to read, and
+wakes the reader. In between stands an iterator over the changes of the run that was read last.
 
 *Nothing is slept through.* A reader that finds nothing first arms the alarm and then looks once
-more, and only then sleeps. Whatever is stored before that look is seen by it, and whatever is
-stored after it rings the alarm. `close` works in the same way: it sets a flag and then rings.
+more, and only then sleeps. The look sees every entry that was stored before, and every later entry
+rings the alarm. `close` works in the same way: first a flag is set, then the alarm rings.
 
 *A stream that is dropped is gone.* The store knows the follower, by a weak reference, and the
 follower knows the alarm. Neither of them knows the stream. So a stream that nobody holds any more
-is freed at once, and costs a write nothing from then on.
+is freed at once, and then costs a write nothing.
 
 *Threads and tasks.* The same stream serves `for` and `async for`. A read takes about 1 ms and
 happens in the thread of the reader, the event loop's thread included, so `__anext__` lets other
@@ -34,16 +34,16 @@ from .store import Store
 
 
 class ReadStream(Iterator[Change], AsyncIterator[Change]):
-    """Changes in order: a snapshot, by peer id and number; then, live, whatever is stored.
+    """Changes in order: a snapshot, by peer id and number; then, live, all that is stored later.
 
     Use `for`, `async for` or both, one reader at a time. `close()`, from any thread or task, ends
-    the stream, even while its reader waits. Leaving its `with` block ends it, too, and so does
-    dropping it.
+    the stream, even while its reader waits. The end of its `with` block ends the stream, too, and
+    so does dropping the stream.
 
-    An entry that cannot be decoded raises ValueError in its place; iterate again to go on after it.
-    When the logs are closed, a live stream ends. A snapshot that has not been read to its end then
-    raises ScuttleupError, and so does every stream in a child process. A database that cannot be
-    read raises DatabaseError. So a loop that simply ends has seen everything.
+    An entry that cannot be decoded raises ValueError in its place; iterate again to go on after
+    that entry. When the logs are closed, a live stream ends. A snapshot that was not read to its
+    end then raises ScuttleupError, and so does every stream in a child process. A database that
+    cannot be read raises DatabaseError. So a loop that simply ends has seen everything.
 
     >>> with logs.create_read_stream(live=True) as stream:
     ...     for change in stream:
@@ -75,8 +75,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         self._closed = False
 
     def __iter__(self) -> Iterator[Change]:
-        # This is a generator because that is twice as fast as a call of `__next__` for every
-        # change.
+        # A generator is twice as fast as a call of `__next__` for every change.
         while not self._closed:
             for change in self._changes:
                 yield change
@@ -88,7 +87,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
                 self._alarm.wait(self._nothing_new)
 
     def __next__(self) -> Change:
-        """The next change; StopIteration when the stream has ended. Waits if it is live."""
+        """The next change; StopIteration at the end. A live stream waits."""
         for change in self:
             return change
         raise StopIteration
@@ -97,15 +96,15 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         return self
 
     async def __anext__(self) -> Change:
-        """The next change; StopAsyncIteration when the stream has ended. Waits if it is live."""
-        # Imported here and below, because a program that only uses threads need not load it.
+        """The next change; StopAsyncIteration at the end. A live stream waits."""
+        # Imported here and below, as a program that only uses threads needs no asyncio.
         import asyncio
 
         while not self._closed:
             for change in self._changes:
                 return change
             if self._read():
-                # A read takes about 1 ms. Now it is the turn of other tasks.
+                # Now other tasks have their turn.
                 await asyncio.sleep(0)
             elif self._live and not self._follower.closed:
                 await self._alarm.wait_async(self._nothing_new)
@@ -132,7 +131,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         return self._follower.idle and not self._follower.closed
 
     def close(self) -> None:
-        """End the stream. Closing it again does nothing."""
+        """End the stream. A second call does nothing."""
         self._closed = True
         self._follower.close()
 
@@ -144,25 +143,25 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
 
 
 class _Alarm:
-    """Wakes the reader that sleeps, be it a thread or a task.
+    """Wakes the reader that sleeps, a thread or a task.
 
     Both ways of waiting make sure first that a ring wakes them. Only then they look, with `idle`,
-    whether they may sleep. So a ring that comes after the look is not lost. A thread may also be
-    woken by a ring that came before the look. Then it finds nothing to read, and waits again.
+    whether they may sleep. So a ring after the look is not lost. A ring before the look may also
+    wake a thread, which finds nothing to read and waits again.
     """
 
     def __init__(self) -> None:
-        # This lock is held while nothing has rung. It is not an Event, because a Ctrl-C in the
-        # Python code of an Event leaves it stuck.
+        # This lock is held while nothing has rung. Not an Event: a Ctrl-C in the Python code of an
+        # Event leaves the Event stuck.
         self._silence = threading.Lock()
         self._silence.acquire()
-        # What wakes the task that waits, as long as one does.
+        # Wakes the task that waits, as long as there is such a task.
         self._wake_task: Callable[[], object] | None = None
 
     def ring(self) -> None:
         """Wake the reader, from any thread. Ringing twice is like ringing once."""
         with suppress(RuntimeError):
-            # A RuntimeError says that the lock is free, so it has rung already.
+            # A RuntimeError says that the lock is free, so the alarm has rung already.
             self._silence.release()
         if wake_task := self._wake_task:
             wake_task()

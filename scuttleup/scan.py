@@ -11,23 +11,25 @@ How damage is told from the end
 -------------------------------
 
 LevelDB's iterator skips a block of a table that cannot be read, and remembers the error. The
-binding raises that error at the next key. If there is no further key it raises nothing: then the
-iteration ends as if there were nothing more. So an iteration that ended is complete only if there
-was a further key. There always is one, because the key of the id sorts after all others. A scan of
-all logs goes on up to that key. A read of one log stops before, and therefore looks that key up.
+binding raises that error at the next key. Without a further key there is no error: the iteration
+ends as if there were no more keys. So an iteration that ended is complete only if there was a
+further key. There always is one, because the key of the id sorts after all others. A scan of all
+logs goes on up to that key. A read of one log stops before, and therefore looks up the key of the
+id.
 
 How gaps are found
 ------------------
 
 Entries can be deleted, so a log may lack some numbers. The keys of a log are in order and no two
-are the same. So if n keys were read from number a + 1 on, and the last one has the number a + n,
-then there is no gap, and no other key needs to be looked at. If the last one has another number,
+are the same. So if n keys were read from number a + 1 on, and the last key has the number a + n,
+then there is no gap, and no other key needs to be looked at. If the last key has another number,
 every key is looked at.
 
 There can be other keys among those of a log. The original stores entries under an id that holds
-U+00FF, though it cannot find them again, and "us" U+00FF "02" sorts into the log of "us". Such a
-key could stand in for an entry that is missing. But it has more separators than the two that each
-key of a log has, so they are counted. If there are too many, every key is looked at as well.
+U+00FF, though no reader finds them again, and "us" U+00FF "02" sorts into the log of "us". Such a
+key could stand in for an entry that is missing. But such a key has more separators than the two in
+each key of a log. So the separators are counted, and if there are too many, every key is looked at
+as well.
 """
 
 from __future__ import annotations
@@ -57,15 +59,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# `load_heads` reads this many keys of a log one by one, 0.3 µs each, before it seeks to the last
-# key of that log, which takes 10 µs. Where there are very many logs, most of them are short.
+# `load_heads` reads this many keys of a log in turn, 0.3 µs each, before the seek to the last key
+# of that log, which takes 10 µs. Where there are very many logs, most of them are short.
 STEPS = 12
 # The size of entries that `read_runs` need not count, because RUN_ENTRIES of them have no more than
-# RUN_BYTES. That makes up for the time in which it looks at their keys.
+# RUN_BYTES. That makes up for the look at their keys.
 SMALL = RUN_BYTES // RUN_ENTRIES
 # The last byte of a separator. No number has it.
 _MARK = SEPARATOR[-1:]
-# What is wrong with a database in which an iteration ended before the key of the id.
+# The fault of a database in which an iteration ended before the key of the id.
 _CUT_SHORT = "a part of it cannot be read"
 
 
@@ -83,7 +85,7 @@ def read_runs(db: Any, peer: str, after: int, last: int) -> tuple[list[Run], int
     """
     prefix = log_prefix(peer)
     if last - after == 1:
-        # The newest entry of a log, mostly. To get it takes 0.9 µs, and an iterator 4 µs.
+        # The newest entry of a log, mostly. A get takes 0.9 µs, an iterator 4 µs.
         entry = db.get(prefix + pack_seq(last), verify_checksums=True)
         return ([Run(peer, last, [entry])] if entry is not None else []), last
     wanted = min(RUN_ENTRIES, last - after)
@@ -130,8 +132,7 @@ def _cut_at_gaps(
     entries: list[bytes] = []
     seq = 0
     for count, (key, entry) in enumerate(pairs, 1):
-        # What is no number belongs to an id with U+00FF, which the original stores but cannot find
-        # again.
+        # A key without a number is of an id with U+00FF: see "How gaps are found" above.
         with suppress(ValueError):
             before, seq = seq, unpack_seq(key[prefix_size:])
             if seq != before + 1 or not entries:
@@ -145,7 +146,7 @@ def _cut_at_gaps(
 def keys_between(db: Any, start: bytes, stop: bytes, most: int) -> list[bytes]:
     """The keys of one log from the key `start` to `stop`, at the most so many."""
     with db.iterator(start=start, stop=stop, include_stop=True, include_value=False) as keys:
-        # What has more separators belongs to an id with U+00FF: see "How gaps are found" above.
+        # A key with more separators is of an id with U+00FF: see "How gaps are found" above.
         marks = stop.count(_MARK)
         return list(islice((key for key in keys if key.count(_MARK) == marks), most))
 
@@ -157,9 +158,9 @@ def _check_end(db: Any) -> None:
 
 
 def load_id(db: Any) -> str | None:
-    """This peer's id as it is stored; None in a new database.
+    """This peer's id in the database; None in a new database.
 
-    Raises Unreadable if what is stored cannot be an id.
+    Raises Unreadable if the stored value cannot be an id.
     """
     stored = db.get(ID, verify_checksums=True)
     try:
@@ -169,7 +170,7 @@ def load_id(db: Any) -> str | None:
 
 
 def load_text(db: Any, key: bytes) -> str | None:
-    """What is stored under `key`, as text; None if nothing is."""
+    """The value of `key`, as text; None if there is no value."""
     stored = db.get(key, verify_checksums=True)
     return None if stored is None else stored.decode(errors="replace")
 
@@ -188,8 +189,8 @@ def load_heads(db: Any) -> dict[str, int]:
     """
     heads: dict[str, int] = {}
     with _scan(db, CHANGES, values=False) as keys:
-        # The log that is being read, what its keys begin with, and the last of them so far. No
-        # UTF-8 holds this byte, so the first key begins a log.
+        # The log that is being read, the beginning of its keys, and the last key so far. No UTF-8
+        # holds this byte, so the first key begins a log.
         name, prefix, last, steps = b"", b"\xff", b"", 0
         for key in keys:
             if key.startswith(prefix):
@@ -251,9 +252,8 @@ def _leap_over_log(keys: Any, prefix: bytes) -> bytes:
 def _note_among_strangers(db: Any, heads: dict[str, int], name: bytes, prefix: bytes) -> None:
     """Note the head of the log called `name`, whose last key under `prefix` has no number.
 
-    Such a key belongs to an id that holds U+00FF or more, which the original stores but cannot find
-    again: "us\xff05" sorts into the log of "us". So all keys are looked at. There is no head if the
-    name cannot be an id.
+    Such a key is of an id with U+00FF: see "How gaps are found" above. So all keys are looked at.
+    There is no head if the name cannot be an id.
     """
     with _scan(db, prefix, values=False) as keys:
         for key in takewhile(lambda key: key.startswith(prefix), keys):

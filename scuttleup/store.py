@@ -7,39 +7,40 @@ Everything that a process does with one database goes through one `Store`. It ma
 
 *Numbers.* The entries of our own log get the numbers 1, 2, 3, …, without a gap, and no number is
 given out twice. The next number is our head plus one. A head is the last number that was ever
-stored of a log. It is remembered by the key of the newest entry itself, and, when that entry is
-deleted, by a key of its own that is written in the same batch. So a head never goes back, not at
-the next opening either.
+stored of a log. The key of the newest entry itself records the head. When that entry is deleted,
+the same batch writes the head under another key. So a head never goes back, not at the next opening
+either.
 
-*Heads.* `heads` holds every head, in memory. It is read from the keys at opening and moves only
-after LevelDB has what it promises. A write therefore goes: decide the numbers, hand the batch to
+*Heads.* `heads` holds every head, in memory. The heads are read from the keys at opening and move
+only after LevelDB has the entries. A write therefore goes: decide the numbers, hand the batch to
 LevelDB, move the heads, tell the followers. The lock `writes` keeps two writes apart.
 
-*All or none.* Each write is one atomic LevelDB batch. If LevelDB refuses it, no head has moved.
+*All or none.* Each write is one atomic LevelDB batch. If LevelDB refuses the batch, no head has
+moved.
 
 *A write in doubt.* A write that began and was not seen to end is in doubt: LevelDB reported an
-error, or a Ctrl-C came in between. Then it is unknown whether LevelDB has the batch. Nothing is
-done about it at once. But the next write settles it first: it makes LevelDB begin a new journal
-(see `settle`), reads the heads anew, and makes all followers look at them. So a write that LevelDB
-has is found, and one that it does not have leaves no gap.
+error, or a Ctrl-C came in between. Then nobody knows whether LevelDB has the batch. Nothing is done
+at once, but the next write first settles the doubt: it makes LevelDB begin a new journal (see
+`settle`), reads the heads anew, and makes all followers look at them. So a write that LevelDB has
+is found, and a write that LevelDB lacks leaves no gap.
 
-*No write within a write.* The lock is an RLock, so that a signal handler may close the logs. Such
-a handler, or what the garbage collector runs, could therefore also write while its own thread is
-writing, and both would get one number. So whoever holds the lock already is refused.
+*No write within a write.* The lock is an RLock, so that a signal handler may close the logs. Such a
+handler, or a finalizer, could therefore also write while its own thread is writing, and both writes
+would get the same number. So whoever holds the lock already is refused.
 
-*Others' entries.* What comes from elsewhere is decided in `replication/door.py`, under the lock
-`writes`, so no head can move between the decision and `commit`. The signatures in 64 KiB of a
-hostile remote take 25 ms at the worst.
+*Others' entries.* They are decided on in `replication/door.py`, under the lock `writes`, so no head
+can move between the decision and `commit`. The signatures in 64 KiB of a hostile remote take 25 ms
+at the worst.
 
-*Signed logs.* `signed/` signs our own entries. The next entry holds the hash of the one before. If
-the newest entry is deleted, the same batch stores its hash.
+*Signed logs.* `signed/` signs our own entries, and says which hash to keep of a deleted newest
+entry.
 
-*Sync.* A write with `sync` returns when it, and everything that was written before it, will survive
-a power failure. LevelDB syncs the journal that it writes to. If unsynced writes came before, an
-older journal may be unsynced as well. Then the older journals are synced here, before the write,
-and once more after it, because the write itself may have made LevelDB begin a new journal. A
-program that always syncs, and one that never does, pays nothing for this. The id is always synced:
-entries that survive under a lost id would be somebody else's.
+*Sync.* A write with `sync` returns when all that was written up to its end will survive a power
+failure. LevelDB syncs the journal that is being written. If unsynced writes came before, an older
+journal may be unsynced as well. Then the older journals are synced here, before the write, and once
+more afterwards, because the write itself may have made LevelDB begin a new journal. A program that
+always syncs, or never, pays nothing for this. The id is always synced: entries that survive under a
+lost id would be somebody else's.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ _NESTED = "a write was begun in the middle of another one, for instance by a sig
 class Store:
     """The id, heads and entries kept in `database`.
 
-    If `id` is given it is stored as this peer's id. Else the stored id is used. In a new database
-    an id is made: that of `key`, the secret key of a signed log, or a random one. `sync` is the
-    default of every write. `max_entry` is the most bytes that an entry may have as it is stored.
-    With `only_signed`, no unsigned log is taken from others.
+    An `id` that is given is stored as this peer's id. Else the stored id is used. In a new database
+    an id is made: that of `key`, the secret key of a signed log, or a random id. `sync` is the
+    default of every write. `max_entry` is the most bytes that a stored entry may have. With
+    `only_signed`, no unsigned log is taken from others.
 
     Four attributes are for reading, from any thread: `id`; `heads`, which has each peer's last
     number; `forgotten`, which has the logs that are not wanted here; and `room`, which is how many
@@ -103,9 +104,9 @@ class Store:
         self.database = database
         self.sync = sync
         self.max_entry = max_entry
-        # What happens is told here, by whoever has to do with these logs.
+        # Whoever has to do with these logs tells events here.
         self.events = Events()
-        # What was stored lately, for the live followers.
+        # The logs that were written to lately, for the live followers.
         self._news = News()
         # Whether a write began and was not seen to end.
         self._in_doubt = False
@@ -128,9 +129,9 @@ class Store:
         self.take_id(self.id, key)
 
     def go_on(self, fork: Fork | None, backup: str | None) -> None:
-        """Note where our own log has forked, and of which day the backup is that this is.
+        """Note where our own log has forked, and the day of the backup if this is one.
 
-        After the one, and in the other, nothing is appended. `append` sees that by the last number
+        After a fork, and in a backup, nothing is appended. `append` sees that by the last number
         that it may give out.
         """
         self.fork, self.backup = fork, backup
@@ -143,17 +144,17 @@ class Store:
         self._authors = Authors(self.database, id, key)
         self.link_after = self._authors.link_after
         self.room = _room(id, self.heads)
-        # The keys of our next entries. To take one of them is much faster than making a key anew.
+        # The keys of our next entries. To take the next is much faster than to make a key anew.
         self._own_keys = self._keys_to_come()
 
     def append(self, entry: bytes, sync: bool | None = None) -> int:
         """Store one entry of our own and return its number.
 
         Raises OverflowError if the log is full, ValueError if the entry is larger than `max_entry`,
-        and ScuttleupError if it cannot be signed.
+        and ScuttleupError if the entry cannot be signed.
         """
         # Everything stands here, without further functions, because no other write is called as
-        # often. Of 2.6 µs LevelDB takes 1.6, the lock and the flags 0.2, the key 0.05.
+        # often.
         database = self.database
         if database.writes._is_owned():  # type: ignore[attr-defined]  # see `refuse_nested`
             raise ScuttleupError(_NESTED)
@@ -174,7 +175,7 @@ class Store:
                 with database:
                     self.commit([Run(own, head + 1, [entry])], True)
                 return head + 1
-            # What `_commit` does, for the most frequent write.
+            # The steps of `_commit`, for the most frequent write.
             self._in_doubt = self._unsynced = True
             try:
                 database.db.put(next(self._own_keys), entry)
@@ -215,7 +216,7 @@ class Store:
     def commit(self, runs: Iterable[Run], sync: bool | None = None) -> int:
         """Store `runs` in one batch; return how many entries they have.
 
-        Whether they may be stored was decided before, each of them above the head of its log:
+        The caller has decided that they may be stored, each above the head of its log:
 
         >>> store.refuse_nested()
         >>> with store.database.writes, store.database:
@@ -240,8 +241,8 @@ class Store:
     def delete(self, peer: str, first: int, last: int) -> int:
         """Delete the entries of `peer` from number `first` to `last`; return how many went.
 
-        Their numbers stay used. It goes from the oldest to the newest, in steps that let others in.
-        If it ends early, doing it again deletes the rest.
+        Their numbers stay used. The oldest go first, in steps that let others in. If a call ends
+        early, a second call deletes the rest.
         """
         prefix = log_prefix(peer)
         start, stop = prefix + pack_seq(first), prefix + pack_seq(last)
@@ -264,7 +265,7 @@ class Store:
                     self._deleted[peer] = count, low, high
             gone += len(keys)
             start = keys[-1] + b"\0"
-            # Readers walk over what was deleted until LevelDB has dropped it.
+            # Readers walk over deleted entries until LevelDB has dropped them.
             if count >= limits.DELETED:
                 # Who deletes single entries does not expect to wait.
                 (self.database.compact if first < last else self.database.compact_soon)(low, high)
@@ -311,7 +312,7 @@ class Store:
     def _note_head(self, batch: Any, peer: str, first: int, last: int) -> None:
         """Have `batch` write down the head of `peer`, if that entry is deleted with it or after it.
 
-        Nothing else would tell the number at the next opening, nor the hash in a signed log.
+        Nothing else would tell the number at the next opening, nor, in a signed log, the hash.
         """
         head = self.heads.get(peer, 0)
         if first <= head <= last:
@@ -334,11 +335,11 @@ class Store:
             if older:
                 files.sync_older_journals(self.database.folder)
         except ERRORS as error:
-            # What did not reach the disk may still be found in the journal.
+            # A write that did not reach the disk may still be found in the journal.
             raise self.database.error(error, in_doubt=sync) from error
         if sync:
             self._unsynced = False
-        # LevelDB has it. Only now the heads move, and the followers hear of it.
+        # LevelDB has the batch. Only now the heads move, and the followers are told.
         if heads:
             new = heads.keys() - self.heads.keys() - {self.id}
             self.room -= sum(map(log_bytes, new))
@@ -364,7 +365,7 @@ class Store:
             raise ScuttleupError(_NESTED)
 
     def settle(self) -> None:
-        """Find out what LevelDB has of the writes that are in doubt, if there are any.
+        """Find out which of the writes in doubt LevelDB has, if there are any.
 
         Every write calls this first. Raises DatabaseError if the folder is not there any more.
         """
@@ -373,8 +374,8 @@ class Store:
         if not self._in_doubt:
             return
         # When the disk refuses a write to the journal, LevelDB (1.22 and 1.23) goes on in that
-        # journal, but loses count of its blocks. What it acknowledges from then on may be gone at
-        # the next opening. In a new journal it counts anew.
+        # journal, but loses count of the blocks. Writes that are acknowledged from then on may be
+        # gone at the next opening. In a new journal LevelDB counts anew.
         self.database.begin_new_journal()
         self.forgotten = load_forgotten(self.database.db)
         for peer in self.forgotten:
@@ -386,7 +387,7 @@ class Store:
         self._own_keys = self._keys_to_come()
         self._authors.forget()
         self._news.forget()
-        # This also wakes those that a write in doubt was about to wake.
+        # This also wakes the followers that a write in doubt was about to wake.
         self._news.wake_all()
         # This comes last, so a Ctrl-C above leaves the doubt, and all of this is done again.
         self._in_doubt = False
@@ -413,11 +414,11 @@ class Store:
         wake: Callable[[], object],
         in_order: bool = False,
     ) -> Follower:
-        """A follower of what is there now (`snapshot`) and of what comes after it (`live`).
+        """A follower of the entries that are there now (`snapshot`), and of later entries (`live`).
 
-        With `in_order` the snapshot is ordered by peer id. The follower skips what `since` has; see
-        `Follower` for that and for `wake`. A follower that is neither live nor a snapshot gives
-        nothing to read, but wakes its owner when the logs are closed.
+        With `in_order` the snapshot is ordered by peer id. The follower skips the entries that
+        `since` has; see `Follower` for that and for `wake`. A follower that is neither live nor a
+        snapshot gives nothing to read, but wakes its owner when the logs are closed.
         """
         # No write may come between the look at the heads and the place in the news.
         with self.database.writes:
@@ -442,7 +443,7 @@ class Store:
     def close(self) -> None:
         """Refuse every use from now on, wait for those under way, and wake all who follow.
 
-        Closing it again does nothing.
+        A second call does nothing.
         """
         self.database.close()
         self._news.wake_all()
@@ -451,7 +452,7 @@ class Store:
 def too_large(seq: int, size: int, most: int) -> str:
     """What is wrong with entry `seq`, which has `size` bytes, where `most` is the most.
 
-    A size of 0 says that it is not known.
+    A size of 0 stands for an unknown size.
     """
     if not size:
         return f"entry {seq} has more than {most} bytes"
@@ -459,5 +460,5 @@ def too_large(seq: int, size: int, most: int) -> str:
 
 
 def _room(id: str, heads: dict[str, int]) -> int:
-    """What our handshake has left for other logs than those in `heads` and our own."""
+    """The bytes that our handshake has left for other logs than those in `heads` and our own."""
     return MAX_HANDSHAKE - sum(map(log_bytes, heads)) - (0 if id in heads else log_bytes(id))

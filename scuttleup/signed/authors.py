@@ -3,17 +3,17 @@
 Theory of operation
 -------------------
 
-`signing.py` signs and checks entries if it knows one thing, the *link*: the SHA-256 of the entry
-before, as that is stored. So the link after the head of each log is needed. It is not kept in
-memory, because it can be computed from the newest entry in LevelDB, and a hash takes less time than
-a signature. If the newest entry is deleted, the same batch stores its hash under a key of its own.
+`signing.py` signs and checks entries if it knows one thing, the *link*: the SHA-256 of the stored
+entry before. So the link after the head of each log is needed. The link is not kept in memory,
+because a hash of the newest entry in LevelDB takes less time than a signature. If the newest entry
+is deleted, the same batch stores its hash under a key of its own.
 
 *Our own log* goes on from our newest entry. Before the first entry is signed, two things are
 checked: the secret key is that of the log, and the newest entry is signed. A program that knows
-nothing of signatures may have appended to this database, and other peers would refuse whatever we
-signed on top of that. The link after the entry that was signed last is remembered, and is used only
-while that number is our head. So a write that failed does no harm. It is forgotten when entries of
-our own log come in from elsewhere, as after a backup was restored.
+nothing of signatures may have appended to this database, and other peers would refuse every entry
+that we signed after that. The link after the entry that was signed last is remembered, and is used
+only while that number is our head. So a failed write does no harm. The link is forgotten when
+entries of our own log come in from elsewhere, as after a backup was restored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KEY_FILE = "signing.key"
 
 
 class Authors:
-    """Signs our own entries, and knows what to check those of others against.
+    """Signs our own entries, and knows the links to check other entries against.
 
     `id` is our own log. `key` is its secret key, or None if the log is not signed or the key is not
     here.
@@ -81,14 +81,14 @@ class Authors:
         return sealed
 
     def forget(self) -> None:
-        """Forget what we signed last: our newest entry may be another one of that number."""
+        """Forget what we signed last: our newest entry may be another entry of that number."""
         self._newest = 0, FIRST_LINK
 
     def _make_signer(self, head: int) -> Signer:
         """The signer of our log, whose newest entry is number `head`.
 
-        Raises ScuttleupError if the key is missing or is another one, and if that entry is not
-        signed: see "Our own log" above.
+        Raises ScuttleupError if the key is missing or wrong, and if that entry is not signed: see
+        "Our own log" above.
         """
         if self._key is None:
             raise ScuttleupError(
@@ -111,7 +111,7 @@ class Authors:
     def link_to_keep(self, peer: str, head: int) -> bytes | None:
         """The link after entry `head`, for `delete` to keep; None if its author did not sign it.
 
-        Such an entry is somebody's garbage, and nothing is to be linked to it.
+        Such an entry is somebody's garbage, and no entry is to be linked to it.
         """
         with self._database.reads, self._database as db:
             stored = db.get(log_prefix(peer) + pack_seq(head), verify_checksums=True)
@@ -135,14 +135,14 @@ class Authors:
                 return link_after(stored)
             name = peer.encode()
             if db.get(DELETED_HEADS + name, verify_checksums=True) != pack_seq(head):
-                # If a hash is stored it is that of another entry.
+                # A stored hash would be that of another entry.
                 return None
             link: bytes | None = db.get(DELETED_HASHES + name, verify_checksums=True)
             return link
 
 
 def new_key(database: Database, key: bytes | None) -> None:
-    """Put `key` where the secret key lies. The one that lies there is renamed and not deleted."""
+    """Put `key` where the secret key lies. An older key is renamed and not deleted."""
     path = os.path.join(database.folder, KEY_FILE)
     old = next(name for number in count(1) if not os.path.exists(name := f"{path}.old{number}"))
     with suppress(FileNotFoundError):
@@ -152,11 +152,11 @@ def new_key(database: Database, key: bytes | None) -> None:
 
 
 def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: bool) -> str:
-    """Decide what the id of our own log is.
+    """Decide on the id of our own log.
 
-    `stored` is the id in the database, None in a new one. `id`, `key` and `only_signed` are what
-    the user asked for. It is the first of these that there is: the id of `key`, in a new database
-    or if `id` was given as well; `id`; the stored one; a random one.
+    `stored` is the id in the database, None in a new database. `id`, `key` and `only_signed` come
+    from the user. The result is the first of these that there is: the id of `key`, in a new
+    database or if `id` was given as well; `id`; the stored id; a random id.
 
     Raises ValueError if these do not go together, ScuttleupError if a new log is to be signed and
     PyNaCl is not installed.

@@ -1,9 +1,10 @@
 """Signed logs: ids that are public keys, and entries that prove who wrote them.
 
-Anyone who can connect to a peer can send entries that bear any peer's id. In a signed log that is
-of no use: the id of the log is an Ed25519 public key, and every entry ends with a signature that
-only the owner of the secret key can make. The rest of the world sees an ordinary id and ordinary
-bytes, so a peer that knows nothing of this, the original included, stores and relays the log.
+Anyone who can connect to a peer can send entries that bear any peer's id. In a signed log such
+entries are refused: the id of the log is an Ed25519 public key, and every entry ends with a
+signature that only the owner of the secret key can make. The rest of the world sees an ordinary id
+and ordinary bytes, so a peer that knows nothing of this, the original included, stores and relays
+the log.
 
 The format:
 
@@ -18,42 +19,42 @@ The format:
 
 Theory of operation.
 
-*What is promised.* `check` says how many entries of a run are their author's. It never counts an
-entry that the owner of the key did not make for that number of that log, and it counts every
-honest entry up to the first one that is wrong.
+*What is promised.* `check` says how many entries of a run are their author's. An entry that the
+owner of the key did not make for that number of that log never counts, and every honest entry up to
+the first wrong entry does.
 
 *What is remembered.* Nothing, here. A `Signer` holds a key. Whoever stores a log keeps its last
-link, which is the SHA-256 of the newest entry as it is stored, and hands it in.
+link, and hands that link in.
 
 *Why one signature is enough for a run.* The signature of an entry covers its link. The link covers
 every byte of the entry before, and so the link of that one, and so on to the start of the run. An
-author who signs an entry thereby vouches for everything that it is linked to. So `check` follows
-the links, which costs a hash for each entry (0.5 µs), and then looks at the signature of the last
-entry alone (55 µs). Where a run ends is decided by the network and means nothing: however an honest
-log is cut, all of it is found honest, and where something is wrong, the same entry is the first.
-There is one exception, and only in an author's own log: if he signs an entry that is linked to one
-with a spoilt signature, then the cut decides whether that one is found honest.
+author who signs an entry thereby vouches for all entries before. So `check` follows the links,
+which costs a hash for each entry (0.5 µs), and then looks at the signature of the last entry alone
+(55 µs). Where a run ends is decided by the network and means nothing: however an honest log is cut,
+all of it is found honest, and where something is wrong, the same entry is the first. There is one
+exception, and only in an author's own log: if he signs an entry after an entry with a spoilt
+signature, then the cut decides whether the spoilt entry is found honest.
 
 *Why damage costs no honest entry.* Somebody may add an entry of his own to an honest run, with the
 right link and a wrong signature. Then the signature of the last entry says nothing about the
-others, so each one is looked at by itself, from the start.
+others, so each entry is looked at by itself, from the start.
 
 *Why nothing can be moved.* The signature covers the number and the link, and the key is the id. An
 entry is therefore wrong at another number and in another log. An entry of another branch of the
 same log, which exists when its author signed two entries with one number, has another link: that
 is a fork. The link covers the signature, so that nobody can hand on an honest entry with a spoilt
-signature under the one that follows it.
+signature under the entry that follows.
 
 *What a gap means.* Entries may be deleted, so a log may go on at a later number than the next.
-The link of the first entry after a gap leads to something that is not there. It can be anything
-but zeros, which only the first entry of a log has.
+The link of the first entry after a gap leads to something that is not there. That link can be
+anything but zeros, which only the first entry of a log has.
 
-*Which signatures are right.* Those that libsodium takes; PyNaCl is its binding. It refuses what
-other implementations may let pass and what would give one entry two forms: a second form of the
-same signature (S + L), and the public keys of small order, for which anyone can sign.
+*Which signatures are right.* Those that libsodium takes; PyNaCl is its binding. Libsodium refuses
+signatures that other implementations may let pass and that would give an entry two forms: a second
+form of the same signature (S + L), and the public keys of small order, for which anyone can sign.
 
-PyNaCl is an optional dependency and takes a while to load, so it is imported where a signature is
-made or checked and nowhere else. Ids, links and the plain entries need none of it.
+PyNaCl is an optional dependency and takes a while to load, so only making and checking a signature
+import PyNaCl. Ids, links and the plain entries need none of it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
 else:
     _Checked = namedtuple("_Checked", ("proven", "link", "fault"))
 
-# Every signed log has an id that begins like this. An id that does so and is no key is "odd".
+# Every signed log has an id that begins like this. Such an id without a key is "odd".
 PREFIX = "ed25519."
 # Bytes of a secret key, which is the seed that the signing key is made from, and of a public key.
 KEY_BYTES = 32
@@ -88,7 +89,7 @@ LINK_BYTES = 32
 SIGNATURE_BYTES = 64
 # A signed entry ends with the link and then the signature. `check` counts on this order.
 TRAILER_BYTES = LINK_BYTES + SIGNATURE_BYTES
-# The link of the first entry, which has nothing before it.
+# The link of the first entry.
 FIRST_LINK = bytes(LINK_BYTES)
 
 # Where the link stands in a stored entry.
@@ -133,9 +134,9 @@ def is_signed(peer: str) -> bool:
 
 
 def is_odd(peer: str) -> bool:
-    """Whether `peer` looks like the id of a signed log but is not one.
+    """Whether `peer` looks like the id of a signed log but has no key.
 
-    Such a log is left out wherever it comes in: its name promises a proof that it cannot have.
+    Such a log is left out wherever it comes in: its name promises a proof that cannot exist.
     """
     return peer.startswith(PREFIX) and not is_signed(peer)
 
@@ -144,10 +145,10 @@ def is_odd(peer: str) -> bool:
 
 
 def strip(stored: bytes) -> bytes:
-    """The entry in `stored`, one of a signed log: all but its last 96 bytes.
+    """The entry in `stored`, of a signed log: all but the last 96 bytes.
 
-    What has fewer bytes than that is no signed entry (a program that does not know of signatures
-    may have stored it), and is returned as it is.
+    Fewer bytes are no signed entry (another program may have stored them), and are returned
+    unchanged.
     """
     return stored[:-TRAILER_BYTES] if len(stored) >= TRAILER_BYTES else stored
 
@@ -169,7 +170,7 @@ def follows(seq: int, stored: bytes, link: bytes | None) -> bool:
     found = stored[_LINK]
     if link is None:
         return len(found) == LINK_BYTES and found != FIRST_LINK
-    # With fewer than 96 bytes in all, fewer than 32 of them are found.
+    # In an entry of fewer than 96 bytes, `found` has fewer than 32.
     return found == link
 
 
@@ -180,8 +181,8 @@ class Signer:
     """Makes the entries of the log that belongs to one secret key.
 
     `key` is the secret key, 32 random bytes, and `id` is the id of its log. Use one key for one log
-    in one database: two of them would sign two entries with one number, which is a fork, and peers
-    refuse what follows a fork.
+    in one database: two databases would sign two entries with the same number, which is a fork, and
+    peers refuse all that follows a fork.
 
     Raises TypeError or ValueError, which do not show the key, if `key` is not 32 bytes, and
     ScuttleupError if PyNaCl is not installed.
@@ -207,7 +208,7 @@ class Signer:
 
         `link` is the link after entry `first` - 1: see `link_after`, or `FIRST_LINK` if `first` is
         1. Returns the entries as they are stored, 96 bytes longer each, and the link after the last
-        of them, which is what the next call needs.
+        of them, which the next call needs.
         """
         sha256 = _sha256()
         # 22 µs each, of which libsodium takes 20. One hash state serves both for what is signed and
@@ -224,11 +225,11 @@ class Signer:
 
 
 class Checked(_Checked):
-    """What `check` found out about a run.
+    """The result of `check` for a run.
 
     - `proven`: how many entries of the run, from its first one on, are their author's
     - `link`: the link after the last of those; the link that was handed in if there are none
-    - `fault`: why the entry after those is not one of them; None if they are all
+    - `fault`: why the next entry is not its author's; None if all are
     """
 
     __slots__ = ()
@@ -237,11 +238,11 @@ class Checked(_Checked):
 def check(run: Run, link: bytes | None) -> Checked:
     """Find how many entries of `run`, which is of a signed log, are their author's.
 
-    `link` is the link after the entry before the run, if it is known: `link_after` of the newest
-    entry if the run follows that one, and None if there is a gap. It is not needed for number 1.
+    `link` is the link after the entry before the run, or None if that link is not known, as after a
+    gap. For number 1 no link is needed.
 
-    The fault is "fork at 9" if the author signed entry 9, but not as the one that follows entry 8,
-    and else "9 is not signed by its author".
+    The fault is "fork at 9" if the author signed entry 9, but not after our entry 8, and else "9 is
+    not signed by its author".
 
     Raises ValueError if the id is not that of a signed log, and ScuttleupError if PyNaCl is not
     installed.
@@ -252,7 +253,7 @@ def check(run: Run, link: bytes | None) -> Checked:
         raise ValueError(f"not the id of a signed log: {peer!r}")
 
     # First all hashes and then all links, each in a loop in C: 1.3 million entries a second in runs
-    # of 250. `linked` says of each entry whether it has the link that it must have.
+    # of 250. `linked` says of each entry whether its link is right.
     sha256 = _sha256()
     hashes = [sha256(stored).digest() for stored in entries]
     linked = [follows(first, stored, link) for stored in entries[:1]]
@@ -266,8 +267,8 @@ def check(run: Run, link: bytes | None) -> Checked:
     def authentic(index: int) -> bool:
         return _is_signature(key, first + index, entries[index])
 
-    # The signature of the last linked entry vouches for all before it. If it is wrong, it says
-    # nothing of them, and each is looked at by itself.
+    # The signature of the last linked entry vouches for all before it. If that signature is wrong,
+    # each entry is looked at by itself.
     if proven and not authentic(proven - 1):
         proven = next(index for index in range(proven) if not authentic(index))
     fault = None
@@ -278,15 +279,15 @@ def check(run: Run, link: bytes | None) -> Checked:
 
 
 def _signed(seq: int, digest: bytes) -> bytes:
-    """What the signature of entry `seq` is made over.
+    """The bytes that the signature of entry `seq` covers.
 
-    `digest` is the SHA-256 of the entry and its link, so what is signed is always 50 bytes long.
+    `digest` is the SHA-256 of the entry and its link, so there are always 50 bytes.
     """
     return _CONTEXT + seq.to_bytes(8, "big") + digest
 
 
 def _is_signature(key: bytes, seq: int, stored: bytes) -> bool:
-    """Whether `stored` ends with the signature of `key` for it as entry number `seq`."""
+    """Whether `stored` ends with its signature by `key` as entry number `seq`."""
     return len(stored) >= TRAILER_BYTES and _proves(key, seq, proof_of(stored))
 
 
@@ -323,17 +324,16 @@ def pynacl_installed() -> bool:
 
 @cache
 def _sha256() -> Any:
-    """What makes a SHA-256. It is loaded when it is needed: OpenSSL takes 3 ms to load."""
+    """The maker of a SHA-256, loaded at the first use: OpenSSL takes 3 ms to load."""
     from hashlib import sha256
 
     return sha256
 
 
 def _nacl() -> Any:
-    """The module `nacl` with all that is used of it.
+    """The module `nacl` with all its parts that are used.
 
-    Raises ScuttleupError, which says how to install it, if it is missing. Once it is loaded, a call
-    takes 0.5 µs.
+    Raises ScuttleupError, which says how to install PyNaCl, if that is missing.
     """
     try:
         import nacl.bindings
