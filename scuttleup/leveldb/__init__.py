@@ -1,11 +1,11 @@
 """A LevelDB made safe. This folder knows nothing of logs.
 
-What the rest of the package uses of it is here:
+The rest of the package uses these names:
 
 - `open_database` opens a LevelDB with every check there is, and makes one only where there is
   nothing.
 - `Database` is an open one, which any thread may use and close at any time, and which nobody can
-  use in a child process. What goes wrong is a `DatabaseError` in words.
+  use in a child process. Every failure is a `DatabaseError` in words.
 - `files` brings to the disk what LevelDB does not, and keeps a small file of our own beside its.
 - `Unreadable` is raised by whoever finds that what is stored cannot be right, and becomes a
   `DamagedDatabase`. `ERRORS` are all that a read or a write may raise.

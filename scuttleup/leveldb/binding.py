@@ -1,17 +1,16 @@
 """The one file that knows LevelDB's Python binding: its classes, file names and error texts.
 
-`plyvel` and its fork `plyvel_next` have the same API. Usually one of them is installed. If both
-are, `plyvel_next` is used, and a LevelDB of the other is not taken. The two import statements are
-plain, because programs that freeze a program, such as PyInstaller, find no others.
+`plyvel` and its fork `plyvel_next` have the same API. Usually only one is installed. If both are,
+`plyvel_next` is used, and a LevelDB of the other is not taken. The two import statements are plain,
+because programs that freeze a program, such as PyInstaller, find no others.
 
 File names
 ----------
 
 LevelDB takes a file name as bytes and hands them to the system. Windows reads them in its code
 page, for instance 1252, while the bindings encode a str in UTF-8, as Python does for its own files.
-`grün.db` would become another folder than the one that was asked for. So this file encodes the
-paths that LevelDB takes and decodes the messages that it gives. It refuses a path with a letter
-that the code page lacks.
+`grün.db` would become another folder. So this file encodes the paths and decodes the messages of
+LevelDB, and refuses a path with a letter that the code page lacks.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ class Unreadable(Exception):
     """What is stored cannot be read, for the reason that it gives. It never leaves the package."""
 
 
-# What may come out of a read or a write. The binding raises a RuntimeError when the database was
-# closed.
+# The errors of a read or a write. The binding raises a RuntimeError when the database was closed.
 ERRORS = (OSError, RuntimeError, Unreadable, binding.Error)
 
 
@@ -67,7 +65,7 @@ def in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
     if kind == "Corruption":
         return DamagedDatabase(f"{path} is damaged: {reason}")
     if context.endswith((".ldb", ".sst")):
-        # LevelDB has looked behind the end of a table, or for one that is gone.
+        # LevelDB has looked behind the end of a table, or for a table that is gone.
         for number, fault in (errno.EINVAL, "is too short"), (errno.ENOENT, "is missing"):
             if last == os.strerror(number):
                 return DamagedDatabase(f"{path} is damaged: {os.path.basename(context)} {fault}")
@@ -91,7 +89,7 @@ def _is_held(context: str, reason: str) -> bool:
 
 
 def decode(data: str | bytes) -> str:
-    """What LevelDB says, or the name that it was given, as text.
+    """A message of LevelDB, or its name, as text.
 
     A str is encoded first, with `fsencode`: so does the binding, and LevelDB sees only those bytes.
     """

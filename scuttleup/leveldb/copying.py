@@ -1,9 +1,9 @@
 """A whole copy of a database, made while others read and write it.
 
-A snapshot of LevelDB shows the database as it was at one moment. It is copied in pieces, and the
+A snapshot of LevelDB shows the database at one moment. The snapshot is copied in pieces, and the
 lock `reads` is given back after each. The copy gets its name only when all of it is on the disk, so
-a folder of that name is always a whole database. What a killed run left under the other name goes
-at the next try.
+a folder of that name is always a whole database. The remains of a killed run, under the other name,
+go at the next try.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def copy(source: Database, path: str, *, last: bytes, more: Mapping[bytes, bytes
     """Make a new database at `path` of all that is in `source` now, and of the keys in `more`.
 
     `last` is the last key that there is: an iteration that ends before it was cut short by damage.
-    Raises DatabaseError if something is there already, or if it cannot be made; then nothing is
-    left there.
+    Raises DatabaseError if `path` is there already, or if the copy fails; then nothing of the copy
+    is left.
     """
     if os.path.lexists(path):
         raise DatabaseError(f"{path} is there already: a backup is a new folder")

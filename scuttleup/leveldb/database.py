@@ -10,15 +10,15 @@ may call `close` while its own thread is reading. That is safe: Python runs a ha
 calls into LevelDB and never during one. Whoever holds `reads` never waits for `writes`, so the two
 cannot block each other.
 
-*A compaction stops nobody.* It can take seconds, and LevelDB lets others read and write meanwhile.
-So it holds neither lock, but one of its own, which only `close` waits for.
+*A compaction stops nobody.* LevelDB can compact for seconds, and lets others read and write
+meanwhile. So a compaction holds neither lock, but its own, and only `close` waits for that.
 
 *A folder that has gone gets no more writes.* `look` asks whether the folder is still there. Every
-write calls it, but only once in LOOK_SECONDS, and so does a compaction before it begins. Until
-then, and while LevelDB is compacting, it may still write under the old name.
+write calls `look`, but only once in LOOK_SECONDS, and so does a compaction at its beginning. Until
+then, and during a compaction, LevelDB may still write under the old name.
 
-*Errors are in words.* What the binding raises leaves this file as `DatabaseError`, with the path,
-the reason, and the binding's own error as its cause.
+*Errors are in words.* The binding's errors leave this file as `DatabaseError`, with the path, the
+reason, and the binding's own error as its cause.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _CLOSED = "these logs are closed"
 class Database:
     """An open LevelDB, with the locks and the errors that its binding lacks.
 
-    `db` is an object of the binding, or a prefixed one. `path` is what the user calls it, and
-    stands in every error. With a `folder`, `close` closes both that and `db`.
+    `db` is an object of the binding, or a prefixed one. `path` is the user's name for the database,
+    and stands in every error. With a `folder`, `close` closes both that and `db`.
 
     Use it like this, with `writes` in place of `reads` to write:
 
@@ -67,14 +67,15 @@ class Database:
         self.path = path or name
         # The real path, which stays right wherever the process goes later.
         self.folder = os.path.realpath(name)
-        # What the folder and the file CURRENT are, and when to look next whether they are there.
+        # The identities of the folder and the file CURRENT, and when to look next whether they are
+        # there.
         self.ident, self._current = self._look()
         self.look_next = 0.0
         self._folder = folder
         # This closes what is owned, also if nobody calls `close`: the LevelDB first.
         self._release = weakref.finalize(self, _release, db, folder)
         self._release.atexit = False
-        # Why the database cannot be used, or None as long as it can.
+        # Why the database cannot be used; None while it can.
         self.refusal: str | None = None
         # Whoever uses LevelDB holds one of the first two. `close` takes each of them once.
         self.reads = threading.RLock()
@@ -85,7 +86,7 @@ class Database:
     def ready(self) -> Any:
         """The LevelDB to use, for one who holds `reads` or `writes`.
 
-        Raises ScuttleupError if it was closed, or opened before a fork.
+        Raises ScuttleupError if the database was closed, or opened before a fork.
         """
         if self.refusal is not None:
             raise ScuttleupError(self.refusal)
@@ -111,7 +112,7 @@ class Database:
     def error(self, error: Exception, *, in_doubt: bool = False) -> ScuttleupError:
         """The exception to raise in place of `error`, which is one of ERRORS.
 
-        With `in_doubt` it says that nobody knows whether the write is stored.
+        With `in_doubt` the error says that nobody knows whether the write is stored.
         """
         if isinstance(error, RuntimeError):
             if self.refusal is not None:
@@ -124,15 +125,15 @@ class Database:
         if in_doubt:
             doubt = "it is not known whether this is stored, and `head` will tell"
             return WriteInDoubt(f"{in_words(self.path, error)}; {doubt}")
-        # When LevelDB could not save what it holds, for instance while the disk was full, it gives
-        # this error at every write from then on, also when there is room again.
+        # After LevelDB could not save its memory, for instance while the disk was full, every write
+        # gets this error, also when there is room again.
         return in_words(self.path, error, "; if this stays so, close it and open it again")
 
     def close(self) -> None:
         """Refuse every use from now on, wait for those under way, and close what is owned.
 
-        Closing it again does nothing. In a child process this does nothing at all, since the files
-        belong to the parent.
+        A second call does nothing. Nor does any call in a child process, since the files belong to
+        the parent.
         """
         if self.refusal is fork.FORKED:
             return
@@ -156,7 +157,7 @@ class Database:
         self._release.detach()
         if self._folder:
             self._folder.close(in_child=True)
-        # One reference too many keeps Python from ever freeing it, even at the end of the process.
+        # With a reference too many, Python never frees the object, even at the end of the process.
         import ctypes
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.whole))
@@ -171,10 +172,10 @@ class Database:
         return ident(self.folder), ident(os.path.join(self.folder, "CURRENT"))
 
     def compact(self, start: bytes, stop: bytes) -> None:
-        """Have LevelDB drop what was deleted between two keys, and give back the disk.
+        """Have LevelDB drop the deleted entries between two keys, and give back the disk.
 
-        Without bounds LevelDB would only begin a new journal. Raises DatabaseError unless there is
-        room on the disk for what LevelDB holds.
+        Without bounds LevelDB would only begin a new journal. Raises DatabaseError unless the disk
+        has room for all that LevelDB holds.
         """
         with self._compacts, self as db:
             self.look()
@@ -183,7 +184,7 @@ class Database:
             self.whole.compact_range(start=prefix + start, stop=prefix + stop)
 
     def compact_soon(self, start: bytes, stop: bytes) -> None:
-        """Do as `compact` in a thread of its own; if that fails, it is done another time."""
+        """Do as `compact` in a thread of its own; after a failure, a later call does the work."""
 
         def run() -> None:
             with suppress(ScuttleupError):
@@ -192,15 +193,15 @@ class Database:
         threading.Thread(target=run).start()
 
     def begin_new_journal(self) -> None:
-        """Have LevelDB save what it holds and begin a new journal.
+        """Have LevelDB save its memory and begin a new journal.
 
-        Raises DatabaseError if there is no room on the disk for that, or if it cannot be done.
+        Raises DatabaseError if there is no room on the disk for that, or if LevelDB cannot.
         """
         check_room(self.folder)
         before = newest_journal(self.folder)
         # A compaction makes LevelDB save what it holds, even of a range without entries, as here.
         self.whole.compact_range(start=b"\xff", stop=b"\xff")
-        # It tells of no error. If LevelDB could not make a journal it goes on in the old one.
+        # LevelDB tells of no error: without a new journal it goes on in the old.
         if newest_journal(self.folder) == before:
             raise OSError(errno.EIO, "LevelDB could not begin a new one", "its journal")
 

@@ -15,9 +15,9 @@ from functools import partial
 def sync_older_journals(folder: str) -> None:
     """Bring every journal but the newest to the disk.
 
-    A synced write makes LevelDB sync the journal that it writes at that moment. The journal
-    before that one stays in the folder until its entries are in a table, and it may be unsynced
-    until then. A journal is a file `*.log`, see doc/log_format.md of LevelDB.
+    A synced write makes LevelDB sync its current journal. The journal before stays in the folder
+    until its entries are in a table, and may be unsynced until then. A journal is a file `*.log`,
+    see doc/log_format.md of LevelDB.
     """
     for journal in _journals(folder)[:-1]:
         # A file that is gone does not matter: LevelDB has all of it in a synced table.
@@ -67,11 +67,11 @@ def read_file(path: str) -> bytes | None:
 def write_file(path: str, data: bytes) -> None:
     """Make the file `path`, which only its owner may read, and bring it to the disk.
 
-    On Windows it may be read by whoever may read the folder: files there have no mode, they
-    inherit who may read them. A folder in the user's own profile is closed to other users.
+    On Windows everybody who may read the folder may read the file: files have no mode there. A
+    folder in the user's own profile is closed to other users.
     """
     # The file gets its name when it is complete, so there is never half a file of that name.
-    # What a killed run left under the other name may have another mode, so it goes.
+    # A file that a killed run left under the other name may have another mode, so that file goes.
     with suppress(FileNotFoundError):
         os.unlink(path + ".new")
     with open(path + ".new", "xb", opener=partial(os.open, mode=0o600)) as file:
@@ -83,9 +83,9 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def check_room(folder: str) -> None:
-    """Raise OSError unless there is room on the disk for what LevelDB holds and has not saved yet.
+    """Raise OSError unless the disk has room for all that LevelDB has not saved yet.
 
-    LevelDB would refuse every further write if it tried to save that and failed.
+    After a failed attempt to save that, LevelDB would refuse every further write.
     """
     piece = bytes(64 << 10)
     held = 0

@@ -3,15 +3,15 @@
 *One at a time.* LevelDB holds a lock on its file LOCK. On POSIX a process loses such a lock as soon
 as it closes any descriptor of that file: when it copies its own folder, or when LevelDB itself
 refuses a second opening. So there is one more lock, a flock on the folder. It ends only with its
-own descriptor, which no child process keeps. LevelDB is asked only by the one who has this lock.
-Some network file systems have no flock; there LevelDB's own lock is all there is. On Windows
-LevelDB's lock cannot be lost.
+own descriptor, which no child process keeps. Only the holder of this lock asks LevelDB. Some
+network file systems have no flock; there LevelDB's own lock is all there is. On Windows LevelDB's
+lock cannot be lost.
 
 *Still there.* LevelDB opens its files by name. CURRENT is made anew when a database is opened, and
 never in between. So if there is another file of that name, or none, then the folder was moved or
 deleted, and somebody may have begun a new database in its place. The folder is looked at as well: a
-new CURRENT can get the inode of one that was deleted, and a new folder cannot, because the lock
-keeps the old one open.
+new CURRENT can get the inode of a deleted file, but a new folder cannot, because the lock keeps the
+old folder open.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from contextlib import suppress
 if sys.platform != "win32":
     import fcntl
 
-# What is the same for a file under all of its names: the device and the inode.
+# The identity of a file under all of its names: the device and the inode.
 Ident = tuple[int, int]
 
 
 class Folder:
     """The folder `path`, held by this process until `close`.
 
-    Raises BlockingIOError if it is held already, here or elsewhere, and another OSError if it
-    cannot be held.
+    Raises BlockingIOError if somebody holds the folder already, here or elsewhere, and another
+    OSError if the folder cannot be held.
     """
 
     def __init__(self, path: str) -> None:
@@ -49,7 +49,7 @@ class Folder:
         self._lock = lock
 
     def close(self, *, in_child: bool = False) -> None:
-        """Let others in; a child process only drops what it got from its parent."""
+        """Let others in; a child process only drops its copy of the lock."""
         if sys.platform == "win32" or self._lock < 0:
             return
         lock, self._lock = self._lock, -1
@@ -62,7 +62,7 @@ class Folder:
 
 
 def ident(path: str) -> Ident | None:
-    """What tells the file or folder `path` from all others; None if there is none."""
+    """The identity of the file or folder `path`; None if there is none."""
     try:
         stat = os.stat(path)
     except OSError:

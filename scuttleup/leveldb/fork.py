@@ -26,14 +26,14 @@ FORKED = (
 
 # Every `Database` of this process, by its id().
 _databases: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-# Whether this process has ever used a LevelDB, and whether the one that it was forked from had.
+# Whether this process has ever used a LevelDB, and whether its parent had before the fork.
 _used = _forked = False
 # Held while a database is opened. Nobody gives it back in a child that is forked meanwhile.
 opening = threading.Lock()
 
 
 def track(database: Any) -> None:
-    """Have a `Database` refuse to be used in a child process, and at once if this is one."""
+    """Have a `Database` refuse to be used in a child process, at once if this is a child."""
     global _used
     _used = True
     _databases[id(database)] = database

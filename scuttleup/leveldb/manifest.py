@@ -1,14 +1,15 @@
 """What a folder holds: a whole database, a part of one, or none.
 
 LevelDB makes a database of any folder, and opens some that lack a part as if nothing were missing.
-So this looks first. CURRENT names the MANIFEST, which names every table and the oldest journal that
-is needed (doc/impl.md of LevelDB). LevelDB itself looks for the tables. A journal that is missing
-it takes for an empty one, and then it would give out the numbers once more that were in there.
+So this module looks first. CURRENT names the MANIFEST, which names every table and the oldest
+journal that is needed (doc/impl.md of LevelDB). LevelDB itself looks for the tables. But LevelDB
+takes a missing journal for an empty one, and then numbers from that journal would be given out once
+more.
 
 LevelDB makes a journal before the MANIFEST names it, and deletes it only after the MANIFEST has
 named a later one. So the journal that the MANIFEST names is there at every moment, also after a
-crash. While LevelDB saves the entries of that journal it writes to a second, newer one, which no
-file names yet: if that one is missing, nobody can tell.
+crash. While LevelDB saves the entries of that journal, writes go to a second, newer journal, which
+no file names yet: nobody can tell if that is missing.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import os
 
 from ..errors import DamagedDatabase, DatabaseError
 
-# What a first run that was killed leaves where it was about to make a database. A new disk has a
-# folder "lost+found".
+# The files that a killed first run leaves in place of a new database. A new disk has a folder
+# "lost+found".
 _DEBRIS = {"LOCK", "LOG", "LOG.old", "MANIFEST-000001", "000001.dbtmp", "lost+found"}
 _DEBRIS |= {"signing.key", "signing.key.new", "share", "share.new"}
-# How the names of other files end that only LevelDB makes.
+# The endings of other files that only LevelDB makes.
 _OF_LEVELDB = (".log", ".ldb", ".sst", ".dbtmp")
-# The bytes of a block in a MANIFEST, and of what stands before each part of an edit: a checksum,
-# the length and the kind.
+# The bytes of a block in a MANIFEST, and of the header of each part of an edit: a checksum, the
+# length and the kind.
 _BLOCK, _HEADER = 32 * 1024, 7
 # The kinds of parts: a whole edit, and the first and the last part of a longer one.
 _FULL, _FIRST, _LAST = 1, 2, 4
-# What the first edit of a MANIFEST begins with: a tag, a length and a name.
+# The beginning of the first edit of a MANIFEST: a tag, a length and a name.
 _COMPARATOR = b"\x01\x1aleveldb.BytewiseComparator"
 # The tag before the number of the oldest journal.
 _LOG_NUMBER = b"\x02"

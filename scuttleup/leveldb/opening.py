@@ -1,12 +1,12 @@
 """Open a LevelDB, or make one where there is nothing.
 
-*What is open here is known here.* LevelDB keeps a process out that opens a database a second time,
-and in doing so drops the lock of the first (see `folder.py`). So LevelDB never gets to see a second
+*Open databases are known here.* When a process opens a database a second time, LevelDB refuses, and
+drops the lock of the first opening (see `folder.py`). So LevelDB never gets to see a second
 opening: databases are opened one at a time, and each is first compared, under whatever name, with
 those that are open, and its file LOCK with the descriptors of this process, for a LevelDB that the
 program has opened by itself.
 
-*What is there is looked at under the lock.* Before that, another process may be making it.
+*The folder is looked at under the lock.* Before that, another process may be making the database.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 def open_database(path: str | bytes | os.PathLike[Any], *, create: bool = True) -> Database:
     """Open the LevelDB at `path`, with every check that LevelDB has.
 
-    A new one is made where there is nothing, where the folder is empty, and where there are only
-    files that a first run left when it was killed. Everything else is refused with a DatabaseError
-    that names the path and the reason. Nothing is created or deleted in that case. Without `create`
-    a new one is refused as well.
+    A new database is made where there is nothing, where the folder is empty, and where there are
+    only files that a first run left when it was killed. Everything else is refused with a
+    DatabaseError that names the path and the reason. Nothing is created or deleted in that case.
+    Without `create` a new one is refused as well.
 
     Raises ValueError if `path` cannot be a path.
     """
@@ -45,7 +45,7 @@ def open_database(path: str | bytes | os.PathLike[Any], *, create: bool = True) 
     folder = None
     with fork.opening:
         try:
-            # LevelDB gets the real path: a relative one would move with the working directory.
+            # LevelDB gets the real path: a relative path would move with the working directory.
             real = os.path.realpath(path)
             name = real.encode(ENCODING, ON_ERROR)
             lock = os.path.join(real, "LOCK")
@@ -87,5 +87,5 @@ def open_database(path: str | bytes | os.PathLike[Any], *, create: bool = True) 
 
 
 def _open_here() -> set[object]:
-    """What tells the folders that are open in this process from all others."""
+    """The identities of the folders that are open in this process."""
     return {database.ident for database in fork.databases() if not database.whole.closed} - {None}

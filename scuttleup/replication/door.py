@@ -16,24 +16,24 @@ reason. These are the rules, in the order in which they are asked:
 6. The number of the entry is not 0.
 7. The entry is not above `max_entry`.
 8. The author has signed the entry, and not another entry in its place (a fork).
-9. The entry leaves no gap in our own log. A stranger's entry would otherwise decide what number
-   our next entry gets. Our own signed log may have gaps, because strangers cannot sign.
-10. `verify` has nothing against the entry.
+9. The entry leaves no gap in our own log. A stranger's entry would otherwise decide on the number
+of our next entry. Our own signed log may have gaps, because strangers cannot sign. 10. `verify` has
+nothing against the entry.
 
-*What is wrong with one log harms that log alone.* The entries before the fault are stored, that log
-is left out with all that follows in it, since that would leave a gap here for good, and everything
-else goes on. A relay sends what it holds at every meeting. So if a bad log were an error, a
-stranger who hands a bad log to a relay could cut it off from its peers for good.
+*A fault in a log harms that log alone.* The entries before the fault are stored, that log is left
+out with all that follows in it, since that would leave a gap here for good, and everything else
+goes on. A relay sends all its entries at every meeting. So if a bad log were an error, a stranger
+who hands a bad log to a relay could cut it off from its peers for good.
 
-*Nothing is decided on what has changed since.* The rules are asked under the store's lock, and the
-store gets what they approve before that lock is given back. Only `verify` is asked without the
-lock, as it is a function of the user's: it is asked about what the other rules approve, and all of
-these are then asked once more.
+*No decision is out of date.* The rules are asked under the store's lock, and the store gets the
+approved runs before that lock is given back. Only `verify` is asked without the lock, as it is a
+function of the user's: it is asked about the entries that the other rules approve, and these rules
+are then asked once more.
 
 *What is remembered* is the names of the logs that this door has left out because of an entry of
 theirs, or for want of room, and what `accept` has said. The other rules need no memory: they would
-say the same again. A remote gets a door of its own, so what it did wrong does not count against
-another.
+say the same again. Each remote gets its own door, so that its faults do not count against another
+remote.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
 
 
 class Door:
-    """Decides what of a remote's, or of a caller's, comes into `store`, and has it stored there.
+    """Decides which of a remote's or a caller's entries come into `store`, and has them stored.
 
     `verify(change) -> bool` is asked about each change that nothing else is wrong with, and
     `accept(peer) -> bool` once about each log of others that is not here.
@@ -111,8 +111,8 @@ class Door:
         Also returned are what was new, in the same order, and the verdicts.
 
         The runs of one log come in order. A run without entries stands for an entry that was too
-        large to be kept. What a log has up to its head is known, and skipped. With the first fault
-        in a log all that follows in it is left out, and there is a verdict.
+        large to be kept. The entries up to the head of a log are known, and skipped. With the first
+        fault in a log all that follows in it is left out, and there is a verdict.
         """
         verdicts: list[Verdict] = []
         if self._verify is not None:
@@ -231,7 +231,7 @@ class Door:
                 note_fork(self._store, seq, where)
 
     def _log_fault(self, peer: str, is_new: bool) -> str:
-        """What the id of a log alone tells against it; "" if there is nothing."""
+        """The fault of a log that its id alone shows; "" if there is none."""
         if is_new:
             try:
                 check_peer(peer)
@@ -280,7 +280,7 @@ class Door:
                 yield Run(peer, first, entries)
 
     def _objection(self, verify: Callable[[Change], bool], change: Change) -> str:
-        """What `verify` has against a change; "" if it takes it."""
+        """The objection of `verify` to a change; "" if there is none."""
         answer = self._ask(verify, "verify", change)
         if answer is None:
             return f"verify failed at {change.seq}"
@@ -289,7 +289,7 @@ class Door:
     def _ask(self, function: Callable[[Any], bool], name: str, about: Any) -> bool | None:
         """What a function of the user's says; None if it failed.
 
-        An exception of it is a mistake of the program, and is told with its traceback.
+        An exception of `verify` is a mistake of the program, and is told with its traceback.
         """
         try:
             answer = function(about)
