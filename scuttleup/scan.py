@@ -26,10 +26,10 @@ then there is no gap, and no other key needs to be looked at. If the last key ha
 every key is looked at.
 
 There can be other keys among those of a log. The original stores entries under an id that holds
-U+00FF, though no reader finds them again, and "us" U+00FF "02" sorts into the log of "us". Such a
-key could stand in for an entry that is missing. But such a key has more separators than the two in
-each key of a log. So the separators are counted, and if there are too many, every key is looked at
-as well.
+U+00FF, and cannot find them again, and "us" U+00FF "02" sorts into the log of "us". Such a key
+could stand in for an entry that is missing. But such a key has more separators than the two in each
+key of a log. So the separators are counted, and if there are too many, every key is looked at as
+well.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ reason. These are the rules, in the order in which they are asked:
 7. The entry is not above `max_entry`.
 8. The author has signed the entry, and not another entry in its place (a fork).
 9. The entry leaves no gap in our own log. A stranger's entry would otherwise decide on the number
-of our next entry. Our own signed log may have gaps, because strangers cannot sign. 10. `verify` has
-nothing against the entry.
+   of our next entry. Our own signed log may have gaps, because strangers cannot sign.
+10. `verify` has nothing against the entry.
 
 *A fault in a log harms that log alone.* The entries before the fault are stored, that log is left
 out with all that follows in it, since that would leave a gap here for good, and everything else

@@ -44,7 +44,7 @@ KEY_FILE = "signing.key"
 
 
 class Authors:
-    """Signs our own entries, and knows the links to check other entries against.
+    """Signs our own entries, and knows the links to check others' entries against.
 
     `id` is our own log. `key` is its secret key, or None if the log is not signed or the key is not
     here.
