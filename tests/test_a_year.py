@@ -199,10 +199,10 @@ def test_a_database_moves_by_export_and_import() -> None:
     assert Command("--db", "b.db", "import").result(lines) == (0, "", "")
     with scuttleup.open("b.db") as logs:
         assert raw(logs) == entries
-    bad = lines + json.dumps({"peer": "them"}) + "\n"
-    status, out, err = Command("--db", "c.db", "import").result(bad)
-    assert (status, out) == (1, "")
-    assert err.startswith("scuttleup: lines 1 to 5 of stdin: ")
+    for bad in {"peer": "them"}, {"peer": "x", "seq": 1, "entry_base64": "/w!!=="}:
+        status, out, err = Command("--db", "c.db", "import").result(lines + json.dumps(bad) + "\n")
+        assert (status, out) == (1, "")
+        assert err.startswith("scuttleup: lines 1 to 5 of stdin: ")
 
 
 def test_a_bookmark_ahead_of_the_log_is_an_error_that_names_it(logs: Scuttleup) -> None:

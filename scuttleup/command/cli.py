@@ -332,7 +332,9 @@ def _import(logs: Scuttleup, args: argparse.Namespace) -> None:
 
     def parse(line: bytes) -> Change:
         found = json.loads(line)
-        entry = found["entry"].encode() if "entry" in found else b64decode(found["entry_base64"])
+        if "entry" in found:
+            return Change(found["peer"], found["seq"], found["entry"].encode())
+        entry = b64decode(found["entry_base64"], validate=True)
         return Change(found["peer"], found["seq"], entry)
 
     stdin, first = open_stdin(), 1
