@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     # The package has loaded this file, so it is there. It stands above, so it is not imported here.
     version = f"scuttleup {sys.modules['scuttleup'].__version__}"
     parser.add_argument("--version", action="version", version=version)
-    common = argparse.ArgumentParser(add_help=False)
+    common = argparse.ArgumentParser(add_help=False, formatter_class=_formatter)
     # Both options may stand before the command and after it. After it they have no default, which
     # would undo what stood before.
     for each, path, signed in (parser, "logs.db", False), (common, SUPPRESS, SUPPRESS):
