@@ -34,6 +34,7 @@ import struct
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from io import BufferedReader
 from time import monotonic
 from typing import Any
 
@@ -69,6 +70,8 @@ class Link:
         self._seconds = seconds
         sock.settimeout(seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Also when the garbage collector finds the link: it would finalize the socket first.
+        weakref.finalize(self, _close, self._file, sock).atexit = False
         closed_after_fork(self)
 
     def prove(self, secret: bytes, mine: bytes, other: bytes) -> None:
@@ -133,15 +136,16 @@ class Link:
             raise ConnectionResetError("the other side has ended")
         return data
 
-    def __del__(self) -> None:
-        with suppress(OSError, AttributeError):
-            self._file.close()
-            self.sock.close()
-
     def end(self, how: int = socket.SHUT_RDWR) -> None:
         """Wake whoever waits here. The descriptor is closed when nobody holds the link any more."""
         with suppress(OSError):
             self.sock.shutdown(how)
+
+
+def _close(file: BufferedReader, sock: socket.socket) -> None:
+    with suppress(OSError):
+        file.close()
+        sock.close()
 
 
 def closed_after_fork(each: Any) -> None:
