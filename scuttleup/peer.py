@@ -733,7 +733,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, (socket.gaierror, ssl.SSLError)) or not isinstance(error, OSError):
-        return str(error) or type(error).__name__
+        return str(error)
     # The words come from the number of the error, because asyncio puts the address there, which we
     # have named already. On Windows `os.strerror` does not know the errors of sockets.
     if sys.platform == "win32" and (number := error.winerror or error.errno):

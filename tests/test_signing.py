@@ -15,7 +15,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scuttleup.changes import Run
-from scuttleup.errors import ScuttleupError
 from scuttleup.limits import MAX_SEQ
 from scuttleup.signed.signing import (
     FIRST_LINK,
@@ -248,10 +247,3 @@ def test_pynacl_is_not_loaded_before_a_signature_is_made_or_checked() -> None:
         "assert signing.pynacl_installed()",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
-
-
-def test_a_pynacl_that_does_not_load_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Advice to install what is installed helps nobody."""
-    monkeypatch.setitem(sys.modules, "nacl.bindings", None)
-    with pytest.raises(ScuttleupError, match="PyNaCl, which does not load: "):
-        Signer(bytes(32))

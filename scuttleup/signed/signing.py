@@ -339,11 +339,6 @@ def _nacl() -> Any:
         import nacl.bindings
         import nacl.exceptions
     except ImportError as error:
-        if getattr(error, "name", "nacl") != "nacl":
-            # It is installed, and lacks a part of its own, such as cffi.
-            raise ScuttleupError(
-                f"signed logs need PyNaCl, which does not load: {error}"
-            ) from error
         raise ScuttleupError(
             "signed logs need PyNaCl, which this installs: pip install 'scuttleup[signed]'"
         ) from error
