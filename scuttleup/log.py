@@ -414,8 +414,9 @@ class Scuttleup:
         """Make a whole copy as of now at `path`, while others read and write; it blocks its caller.
 
         The copy knows that it is a backup. Where it is opened, it reads and replicates, but does
-        not append until `resume` is called: a log that goes on in two places forks. A secret key
-        that lies in the folder is copied. Raises DatabaseError if something is at `path` already.
+        not append until a peer that knows this log has sent all of it, or `resume` is called: a
+        log that goes on in two places forks. A secret key in the folder is copied.
+        Raises DatabaseError if something is at `path` already.
         """
         from .identity import back_up
 

@@ -83,6 +83,26 @@ def test_a_backup_is_never_half_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(os.listdir(tmp_path)) == ["logs.db", "there"]
 
 
+def test_a_signed_backup_has_its_key_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "backup.db"
+    rename, seen = os.rename, list[list[str]]()
+
+    def look_and_rename(old: str, new: str) -> None:
+        seen.append(os.listdir(old))
+        rename(old, new)
+
+    with scuttleup.open(tmp_path / "logs.db", signed=True) as logs:
+        logs.append(b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", look_and_rename)
+            logs.backup(path)
+    assert [("signing.key" in names) for names in seen] == [True]
+    with scuttleup.open(path, signed=True) as backup:
+        assert backup.id == logs.id
+
+
 def test_a_part_of_a_leveldb_is_backed_up_alone(db: Any, tmp_path: Path) -> None:
     db.put(b"another part", b"x")
     logs = Scuttleup(db.prefixed_db(b"logs/"), id="us")

@@ -7,8 +7,8 @@ A log that goes on in two places gives one number to two entries, which is a for
 more of it. Two keys of the database keep that from happening unseen, and from going on:
 
 - `backup`, with the day when it was made, stands in every backup. While it is there, nothing is
-  appended: whoever restores a backup first gets back what peers have of his log, and then says with
-  `resume` that there is no other copy.
+  appended. It goes when a peer that knows this log has sent all that the peer has, or when the
+  user says with `resume` that there is no other copy.
 - `fork`, with the number and where it was seen, is written when somebody shows another entry of
   ours with our signature. Only the owner of the key can have made it, so no stranger can stop us.
   From then on nothing is appended.
@@ -31,10 +31,10 @@ from ..store import Store
 def back_up(store: Store, path: str) -> None:
     """Make a backup at `path`: a whole copy as of now, with the secret key if that lies here."""
     database = store.database
-    copy(database, path, last=ID, more={BACKUP: strftime("%Y-%m-%d").encode()})
-    key = files.read_file(os.path.join(database.folder, KEY_FILE))
-    if key is not None and store.is_signed:
-        files.write_file(os.path.join(path, KEY_FILE), key)
+    day = strftime("%Y-%m-%d").encode()
+    key = files.read_file(os.path.join(database.folder, KEY_FILE)) if store.is_signed else None
+    beside = {} if key is None else {KEY_FILE: key}
+    copy(database, path, last=ID, more={BACKUP: day}, beside=beside)
 
 
 def resume(store: Store) -> None:

@@ -21,10 +21,18 @@ from .database import Database
 from .opening import open_database
 
 
-def copy(source: Database, path: str, *, last: bytes, more: Mapping[bytes, bytes]) -> None:
+def copy(
+    source: Database,
+    path: str,
+    *,
+    last: bytes,
+    more: Mapping[bytes, bytes],
+    beside: Mapping[str, bytes],
+) -> None:
     """Make a new database at `path` of all that is in `source` now, and of the keys in `more`.
 
     `last` is the last key that there is: an iteration that ends before it was cut short by damage.
+    `beside` are small files that stand in the folder as well: the contents of each by its name.
     Raises DatabaseError if `path` is there already, or if the copy fails; then nothing of the copy
     is left.
     """
@@ -44,6 +52,8 @@ def copy(source: Database, path: str, *, last: bytes, more: Mapping[bytes, bytes
                 files.sync_older_journals(target.folder)
         finally:
             target.close()
+        for name, data in beside.items():
+            files.write_file(os.path.join(unfinished, name), data)
         files.sync_folder(unfinished)
         os.rename(unfinished, path)
         files.sync_folder(path)

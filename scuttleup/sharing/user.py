@@ -84,9 +84,8 @@ class SharedStore:
     """The store of the process that has the database at `path` open and shares it.
 
     `given` are the options that must not differ from the owner's; None stands for any. The owner
-    has to answer within `seconds`, and SHARE_SECONDS. Raises
-    `locked`, which says that the database is held, if nobody shares it, and ScuttleupError if an
-    option differs.
+    has to answer within `seconds`, or SHARE_SECONDS if that is less. Raises `locked`, which says
+    that the database is held, if nobody shares it, and ScuttleupError if an option differs.
     """
 
     def __init__(
