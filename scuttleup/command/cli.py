@@ -36,6 +36,7 @@ import os
 import signal
 import sys
 from argparse import SUPPRESS
+from contextlib import suppress
 from functools import partial
 
 from .. import limits
@@ -47,6 +48,7 @@ from .files import open_stdin, printing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable
     from typing import Any
 
@@ -116,11 +118,28 @@ class _Ending:
         self.wake: Callable[[], object] | None = None
         # Whether one came. It may be asked from any thread.
         self.came = False
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            # In a script, a shell makes a job that it starts with `&` ignore Ctrl-C. That is left
-            # as it was.
-            if signal.getsignal(signum) is not signal.SIG_IGN:
-                signal.signal(signum, self)
+        # In a script, a shell makes a job that it starts with `&` ignore Ctrl-C. That is left as it
+        # was.
+        self._signals = [
+            signum
+            for signum in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(signum) is not signal.SIG_IGN
+        ]
+        for signum in self._signals:
+            signal.signal(signum, self)
+
+    def wake_loop(self, loop: AbstractEventLoop) -> None:
+        """Have each signal wake `loop`, and call `wake` at once if one came before."""
+        # Python handles a signal in the main thread alone, while the system may hand the signal to
+        # another thread. With a handler of its own the event loop is woken by each signal. On
+        # Windows every loop is. Ours takes the place of that handler, because it also runs while
+        # the loop is kept waiting.
+        for signum in self._signals:
+            with suppress(NotImplementedError):
+                loop.add_signal_handler(signum, self, signum, None)
+            signal.signal(signum, self)
+        if self.came and self.wake:
+            self.wake()
 
     def __call__(self, signum: int, frame: object) -> None:
         self.came = True
@@ -455,8 +474,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     over = asyncio.Event()
     ending: _Ending = args.ending
     ending.wake = partial(loop.call_soon_threadsafe, over.set)
-    if ending.came:
-        over.set()
+    ending.wake_loop(loop)
     from ..peer import Peer, load_tls
     from ..replication import UNWANTED
     from .terminal import Messages, Printer, Typist
@@ -489,10 +507,7 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
                 messages.show(lambda: f"received {printer.received}")
             async with peer:
                 ends = (asyncio.create_task(peer.wait()), asyncio.create_task(over.wait()))
-                # This wakes up every second. A signal that came while the process was stopped may
-                # have gone to another thread, and Python handles it only when this one wakes.
-                while not any(end.done() for end in ends):
-                    await asyncio.wait(ends, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if errors:
             raise errors[0]
         if not args.once:
