@@ -7,7 +7,7 @@ A `Follower` gives its reader every entry that is there at the beginning, and, i
 live, every entry that is stored later. A follower holds no entries. Three things say which entries
 are still to be read:
 
-* `since`: the number up to which the reader has had each log. It grows as entries are read.
+* `had`: the number up to which the reader has had each log. It grows as entries are read.
 * the spans (peer, last) that are being read just now: the entries of `peer` that the reader has not
   had, up to number `last`.
 * a position in the `News`, a list of the logs that were written to lately, the same for all
@@ -16,7 +16,7 @@ are still to be read:
 
 When the spans have been read, the logs in the news above the position are the next spans, each up
 to its head. When some of that news is no longer recorded, because more than `limits.NEWS` came
-since, the next spans are all logs, and `since` leaves out the entries that were read before.
+since, the next spans are all logs, and `had` leaves out the entries that were read before.
 
 Two interleavings make that right, and need no lock beyond the interpreter's own: each step is one
 operation on a list, a dict or an attribute, and only one thread writes at a time.
@@ -31,14 +31,16 @@ operation on a list, a dict or an attribute, and only one thread writes at a tim
 | 1. adds its news   | 1. says that it waits          | if it says so after the write's 2, it sees |
 | 2. wakes who waits | 2. looks at the news once more | the news in its own 2; else it is woken    |
 
-Nothing comes twice, because `since` is asked before every read.
+Nothing comes twice, because `had` is asked before every read.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from operator import itemgetter
 
 from . import limits
 from .changes import Run
@@ -51,6 +53,39 @@ if TYPE_CHECKING:
 
 # The entries of one log up to a number.
 Span = tuple[str, int]
+
+
+class Had:
+    """Up to which number one reader has had each log.
+
+    A log that is here takes 4 bytes, in the row of `numbers` that `rows` names. The dict `rows` is
+    the same for all readers of a store. `others` has logs that were not here when they were noted.
+    """
+
+    def __init__(self, rows: dict[str, int], had: Mapping[str, int]) -> None:
+        self.rows = rows
+        self.numbers = array("I")
+        self.others = dict(had)
+
+    def row(self, peer: str) -> int:
+        """The row of a log that is here, which then has a number."""
+        numbers, row = self.numbers, self.rows[peer]
+        if row >= len(numbers):
+            numbers.frombytes(bytes(numbers.itemsize * (len(self.rows) - len(numbers))))
+        if peer in self.others:
+            numbers[row] = max(numbers[row], self.others.pop(peer))
+        return row
+
+    def behind(self, heads: dict[str, int]) -> list[Span]:
+        """The logs of which this reader lacks entries, compared in loops in C."""
+        lasts = list(heads.items())
+        if lasts:
+            self.row(lasts[-1][0])
+        for peer in heads.keys() & self.others.keys():
+            self.row(peer)
+        rows = map(self.rows.__getitem__, map(itemgetter(0), lasts))
+        had = map(self.numbers.__getitem__, rows)
+        return [span for span, number in zip(lasts, had, strict=True) if span[1] > number]
 
 
 class News:
@@ -113,11 +148,10 @@ def _wake_each(followers: dict[int, weakref.ref[Follower]]) -> None:
 class Follower:
     """The entries that one reader has not had, in the order of `spans`; then, if `live`, the news.
 
-    `heads` is the store's dict of each log's last number. `since` says up to which number the
-    reader has had each log. `since` is raised as entries are read, and the reader may raise a
-    number, too, to be spared entries from elsewhere. `wake` is called, from any thread and in the
-    middle of a write, when a reader that has had everything has something to read again, and at the
-    end.
+    `heads` is the store's dict of each log's last number. `had` is raised as entries are read, and
+    the reader may raise a number, too, to be spared entries from elsewhere. `wake` is called, from
+    any thread and in the middle of a write, when a reader that has had everything has something to
+    read again, and at the end.
 
     One reader at a time may use a follower. `close` may be called from anywhere.
     """
@@ -127,7 +161,7 @@ class Follower:
         database: Database,
         heads: dict[str, int],
         news: News,
-        since: dict[str, int],
+        had: Had,
         spans: Iterable[Span],
         *,
         live: bool,
@@ -138,7 +172,7 @@ class Follower:
         self._news = news
         # The number up to which the news was taken: older news is in `spans`, or is not wanted.
         self._position = news.end
-        self._since = since
+        self._had = had
         # The spans that have not been begun yet; None when all of them were read.
         self._spans: Iterator[Span] | None = iter(spans)
         # The span that is being read, and the last number that was read of it.
@@ -182,20 +216,28 @@ class Follower:
 
     def _read(self, db: Any) -> Run | None:
         """Read on: in the current span, else in the next span, else in the news."""
+        had = self._had
+        rows, numbers = had.rows, had.numbers
         while True:
             while self._runs:
                 run = self._runs.pop()
                 if run.peer in self._heads:  # else it was forgotten after it was read
                     return run
             peer, last = self._span
-            # Entries that the reader has had are left out, wherever they came from.
-            after = max(self._after, self._since.get(peer, 0))
-            if after < last:
+            if self._after < last:
+                row = rows[peer]
+                if had.others or row >= len(numbers):
+                    had.row(peer)
+                # Entries that the reader has had are left out, wherever they came from.
+                after = max(self._after, numbers[row])
+                if after >= last:
+                    self._after = after
+                    continue
                 runs, after = read_runs(db, peer, after, last)
                 # One statement, so that a Ctrl-C comes before both are changed or after.
                 self._runs, self._after = runs[::-1], after
                 if after == last:
-                    self._since[peer] = last
+                    numbers[row] = last
             elif self._spans and (span := next(self._spans, None)):
                 self._span, self._after = span, 0
             else:
@@ -211,14 +253,11 @@ class Follower:
             if self._position == self._news.end:
                 return True
         # The position is taken before the heads are read. An entry that is stored in between is in
-        # both, and `since` leaves the entry out the second time.
+        # both, and `had` leaves the entry out the second time.
         position, self._position = self._position, self._news.end
         moved = self._news.after(position)
         if moved is None:
-            # All heads are compared at once, which takes a third of the time of single comparisons.
-            had = self._since.get
-            heads = list(self._heads.items())
-            self._spans = iter([(peer, head) for peer, head in heads if head > had(peer, 0)])
+            self._spans = iter(self._had.behind(self._heads))
         else:
             # A log may have been forgotten meanwhile.
             self._spans = iter([(peer, self._heads.get(peer, 0)) for peer in moved])

@@ -604,7 +604,8 @@ def test_no_more_of_a_handshake_is_kept_than_we_could_ever_hold(us: Peer) -> Non
     head = {"us": 9, "near": 9} | {f"log {n}": 1 for n in range(10_000)}
     stream = heard(us, encode_handshake("far", head, "sync"), live=False)
     assert stream.remote_id == "far"
-    assert len(stream._since) == len(stream._promised) == 102
+    assert len(stream._had.others) == 100
+    assert len(stream._promised) == 102
 
 
 # --- What is wrong with what we hold --------------------------------------------------------------

@@ -16,10 +16,10 @@ connection. The two directions do not depend on each other: nothing is asked for
 *What each side has sent.* In GREETING we send our handshake. In EXCHANGING we send changes if the
 modes let us: a side in mode "pull" sends none, and a side in mode "push" gets none.
 
-*What we know of the remote* is `since`, the last number that it has of each log. It begins with the
-digests of the remote and grows with what the remote sends and with what we send. The follower finds
-out what we have to send, and leaves out what `since` says. No change goes back to where it came
-from, because `since` is raised before the follower is asked again.
+*What we know of the remote* is `had`, the last number that it has had of each log. It begins with
+the digests of the remote and grows with what the remote sends and with what we send. The follower
+finds out what we have to send, and leaves out what `had` says. No change goes back to where it came
+from, because `had` is raised before the follower is asked again.
 
 *Reports.* The original acknowledges nothing. But if both handshakes say so, each side reports how
 many changes of the other it has taken, how many of them are not in its log, and which logs it
@@ -181,8 +181,10 @@ class ReplicationStream:
         # are known.
         self._sends = self._receives = False
 
-        # What the remote has of each log, as far as we know. The follower uses the same dict.
-        self._since: dict[str, int] = {}
+        # What the remote has of each log, as far as we know. The follower uses the same numbers.
+        self._had = store.had()
+        # How many logs the remote has named.
+        self._digests = 0
         # What the remote has above our heads, and so is going to send. Empty if we are live.
         self._promised: dict[str, int] = {}
         # The last number that the remote sent of each log in its handshake. Empty if we are live.
@@ -348,7 +350,7 @@ class ReplicationStream:
         self._follower = None
         self._decoder = Decoder()
         self._greeting, self._outgoing = None, b""
-        self._since, self._promised, self._came = {}, {}, {}
+        self._had, self._promised, self._came = self._store.had(), {}, {}
         self._door = Door(self._store)
         self._wake = self.on_report = lambda: None
 
@@ -396,7 +398,7 @@ class ReplicationStream:
         if len(entries[-1]) > MAX_ENTRY:
             # No remote takes such an entry, which only the original stores. It is the last of its
             # run, as it is larger than a run. Its log is sent no further on this connection.
-            self._since[peer] = MAX_SEQ
+            self._had.numbers[self._had.row(peer)] = MAX_SEQ
             entries = entries[:-1]
             seq = first + len(entries)
             self._tell_left_out(peer, f"entry {seq} has more than {MAX_ENTRY} bytes: not sent")
@@ -469,15 +471,17 @@ class ReplicationStream:
 
     def _receive_digest(self, peer: str, seq: int) -> None:
         """Note what the remote has of one log, and what it promises with that."""
-        head = self._store.heads.get(peer, 0)
-        fault = "" if peer in self._since else self._door.look(peer)
+        head, had = self._store.heads.get(peer, 0), self._had
+        fault = "" if peer in had.others else self._door.look(peer)
         if fault and not head:
             self._tell_left_out(peer, fault, 0)
             return
+        self._digests += 1
         self._ours_there |= peer == self._store.id and seq >= head
-        # A digest of 0 promises nothing.
-        if seq:
-            self._since[peer] = seq
+        if head:
+            had.numbers[had.row(peer)] = seq
+        elif seq:  # a digest of 0 promises nothing
+            had.others[peer] = seq
         if seq > head and not self._live and not fault:
             self._promised[peer] = seq
 
@@ -494,7 +498,7 @@ class ReplicationStream:
             self._promised = {}
         if self._sends:
             self._follower = self._store.follow(
-                self._since, snapshot=True, live=self._live, wake=self._wake
+                self._had, snapshot=True, live=self._live, wake=self._wake
             )
 
     def _receive_changes(self) -> None:
@@ -538,11 +542,16 @@ class ReplicationStream:
         # Our follower is asked only after this, so it does not send back what the remote has sent.
         # It is not raised for what is left out: the remote gets from us what it lacks of that log,
         # and another remote can send us what is missing here.
-        since, heads = self._since, self._store.heads
+        had, heads = self._had, self._store.heads
+        rows, numbers, others = had.rows, had.numbers, had.others
         for peer, first, taken in runs:
             last = min(first + len(taken) - 1, heads.get(peer, 0))
-            if last > since.get(peer, 0):
-                since[peer] = last
+            if last > 0:
+                row = rows[peer]
+                if peer in others or row >= len(numbers):
+                    had.row(peer)
+                if last > numbers[row]:
+                    numbers[row] = last
         if self._decoder.reports:
             self._receive_reports()
 
@@ -565,7 +574,10 @@ class ReplicationStream:
 
         Known ones count, too, because others may have brought them.
         """
-        if first <= self._since.get(peer, 0) and last > self._came.get(peer, 0):
+        had = self._had
+        is_here = peer in self._store.heads
+        named = had.numbers[had.row(peer)] if is_here else had.others.get(peer, 0)
+        if first <= named and last > self._came.get(peer, 0):
             self._came[peer] = last
             self._progress += 1
             self._bytes_without_progress = 0
@@ -714,7 +726,7 @@ class ReplicationStream:
             if stood > limits.ALIVE:
                 self._state = State.FAILED
                 raise ConnectionLost(f"the remote said nothing for {limits.ALIVE} seconds")
-        elif stood > limits.PROMISED + len(self._since) / limits.PROMISED_LOGS:
+        elif stood > limits.PROMISED + self._digests / limits.PROMISED_LOGS:
             self._give_up()
         return (limits.ALIVE if self._live else limits.PROMISED) / 5
 
