@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from operator import itemgetter
 
@@ -111,12 +111,12 @@ class News:
         first, logs = self._recent
         return first + len(logs)
 
-    def add(self, peer: str) -> None:
-        """Record that the head of `peer` has moved."""
+    def add(self, peers: Collection[str]) -> None:
+        """Record that the heads of `peers` have moved."""
         first, logs = self._recent
-        logs.append(peer)
-        if len(logs) == 2 * limits.NEWS:
-            self._recent = first + limits.NEWS, logs[limits.NEWS :]
+        logs.extend(peers)
+        if len(logs) >= 2 * limits.NEWS:
+            self._recent = first + len(logs) - limits.NEWS, logs[-limits.NEWS :]
 
     def forget(self) -> None:
         """Make every live follower look at all logs, because nobody knows which of them grew."""

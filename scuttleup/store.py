@@ -187,7 +187,7 @@ class Store:
             self.heads[own] = head = head + 1
             news = self._news
             if news.followers:
-                news.add(own)
+                news.add((own,))
                 news.wake()
             self._in_doubt = False
             return head
@@ -353,8 +353,7 @@ class Store:
                 self._own_keys = self._keys_to_come()
                 self._authors.forget()
             if self._news.followers:
-                for peer in heads:
-                    self._news.add(peer)
+                self._news.add(heads)
                 self._news.wake()
         self._in_doubt = False
 

@@ -548,8 +548,10 @@ class ReplicationStream:
             last = min(first + len(taken) - 1, heads.get(peer, 0))
             if last > 0:
                 row = rows[peer]
-                if peer in others or row >= len(numbers):
+                if row >= len(numbers):
                     had.row(peer)
+                if peer in others:
+                    last = max(last, others.pop(peer))
                 if last > numbers[row]:
                     numbers[row] = last
         if self._decoder.reports:
