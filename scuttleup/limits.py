@@ -63,6 +63,18 @@ MAX_FIELD = 1024
 # else: a remote gets there only by sending so many bad logs, and as many good logs could use up the
 # room in our handshake, too.
 MAX_LEFT_OUT = 100_000
+# Bytes that all connections of a store together may take for the names of logs that are not here or
+# are left out. A connection remembers no further name then. It may therefore be sent entries that
+# it has already; a remote of which more than MAX_NAMED logs were left out is not listened to any
+# more.
+MAX_NAMES_HELD = 64 * 1024 * 1024
+# What such a name counts for. With an id of 40 characters it takes 130 to 210 bytes.
+NAME_BYTES = 250
+# Bytes of frames that are not complete and of entries that a remote does not take, over all
+# connections of a store. Beyond that the connection with the most is dropped.
+MAX_HELD = 256 * 1024 * 1024
+# A connection adds up what it holds when so many bytes have come, because that takes 1 µs.
+HOLD_STEP = 4096
 # How many of these logs are named, each by a warning and a line in `Replicated.refused`.
 MAX_NAMED = 20
 # Characters that are shown of a peer id that a remote chose. Random ids and signed ids are shorter.

@@ -179,6 +179,8 @@ class _Connection:
     def _wake(self) -> None:
         """Look again what there is to send, and whether the logs were closed."""
         self._news.set()
+        if self.stream.dropped:
+            self._look.set()
         if self.stream.closed:
             self._stop()
 

@@ -10,7 +10,8 @@ reason. These are the rules, in the order in which they are asked:
 
 1. The id can be that of a log.
 2. The log was not forgotten, and `accept` takes it.
-3. This door has not left out the log before, nor MAX_LEFT_OUT others.
+3. This door has not left out the log before, nor too many others: MAX_LEFT_OUT, or fewer where
+   all connections together remember too many names.
 4. The log is signed, where only signed logs are taken, and its signatures can be checked here.
 5. Our handshake has room for the log.
 6. The number of the entry is not 0.
@@ -52,6 +53,7 @@ from ..limits import MAX_SEQ
 from ..scan import keys_between
 from ..signed import PREFIX, SIGNATURE_BYTES, check, is_odd, proof_of, proves, pynacl_installed
 from ..store import Store, too_large
+from .budget import Holding
 
 _NO_ROOM = "there is no room for another log"
 # Reasons that are nobody's failure.
@@ -78,10 +80,14 @@ class Door:
         store: Store,
         verify: Callable[[Change], bool] | None = None,
         accept: Callable[[str], bool] | None = None,
+        holding: Holding | None = None,
     ) -> None:
         self._store = store
         self._verify = verify
         self._accept = accept
+        self._holding = holding
+        # Whether nothing is taken any more, because no further log could be remembered as left out.
+        self._shut = False
         # The logs that `accept` has taken on this door.
         self._accepted: set[str] = set()
         # The logs of which this door has left out an entry. What follows would leave a gap.
@@ -91,6 +97,16 @@ class Door:
         self.unwanted: set[str] = set()
         # How many bytes our handshake has left for the logs that the remote has and we have not.
         self._room = store.room
+
+    @property
+    def names(self) -> int:
+        """How many logs this door remembers."""
+        return len(self.left_out) + len(self.unwanted) + len(self._accepted)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether no further log may be remembered."""
+        return self._holding is not None and self._holding.is_full
 
     def look(self, peer: str) -> str:
         """Why nothing of the log of `peer`, which a remote says that it has, is taken; "" if it is.
@@ -115,6 +131,7 @@ class Door:
         fault in a log all that follows in it is left out, and there is a verdict.
         """
         verdicts: list[Verdict] = []
+        self._shut |= len(self.left_out) > limits.MAX_NAMED and self._is_full
         if self._verify is not None:
             approved, verdicts = self._decide(runs)
             runs = list(self._verified(approved, self._verify, verdicts))
@@ -170,7 +187,8 @@ class Door:
         links: dict[str, bytes | None] = {}
         # The logs of which an entry is left out, here or before.
         bad = self.left_out.copy() if self.left_out else set()
-        for peer, first, entries in runs:
+        for run in runs:
+            peer, first, entries = run
             if peer in bad:
                 continue
             head = heads[peer] if peer in heads else store.heads.get(peer, 0)
@@ -207,7 +225,7 @@ class Door:
             if entries:
                 room -= log_bytes(peer) if is_new else 0
                 heads[peer] = first + len(entries) - 1
-                approved.append(Run(peer, first, entries))
+                approved.append(run if entries is run.entries else Run(peer, first, entries))
         return approved, verdicts
 
     def proof(self, peer: str, seq: int) -> bytes:
@@ -232,6 +250,8 @@ class Door:
 
     def _log_fault(self, peer: str, is_new: bool) -> str:
         """The fault of a log that its id alone shows; "" if there is none."""
+        if self._shut:
+            return f"{len(self.left_out)} logs were left out before"
         if is_new:
             try:
                 check_peer(peer)
@@ -256,10 +276,10 @@ class Door:
         elif peer in self.unwanted or not self._ask(self._accept, "accept", peer):
             fault = UNWANTED[0]
         else:
-            self._accepted.add(peer)
-            return ""
-        if len(self.unwanted) < limits.MAX_LEFT_OUT:
-            self.unwanted.add(peer)
+            fault = ""
+        # A log that is not remembered is asked about again.
+        if len(self.unwanted) < limits.MAX_LEFT_OUT and not self._is_full:
+            (self.unwanted if fault else self._accepted).add(peer)
         return fault
 
     def _verified(

@@ -271,6 +271,11 @@ class Decoder:
         """How many bytes have come of a frame that is not complete."""
         return len(self._buffer) + (self._coming.taken if self._coming else 0)
 
+    @property
+    def kept(self) -> int:
+        """How many bytes of these are in memory."""
+        return len(self._buffer)
+
     def digests(self) -> Iterator[tuple[str, int]]:
         """The digests of the handshake that have come: (peer, last number).
 

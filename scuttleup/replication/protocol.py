@@ -49,8 +49,8 @@ A ProtocolError is for what cannot be read, for a remote with our own id, and fo
 modes forbid.
 
 *What a remote can make us keep* is a number for each log in its handshake that we have or have room
-for, at the most MAX_LEFT_OUT names of logs that we do not have, and a part of one message, of which
-`Decoder` tells.
+for, at the most MAX_LEFT_OUT names of logs that we do not have, a part of one message, of which
+`Decoder` tells, and an entry that it does not take. `budget.py` limits what all connections hold.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from .. import limits
 from ..changes import Change, Run
@@ -67,6 +67,7 @@ from ..follower import Follower
 from ..identity import resume
 from ..limits import MAX_ENTRY, MAX_SEQ
 from ..store import Store
+from .budget import Holding
 from .door import UNWANTED, Door
 from .messages import (
     MODES,
@@ -171,8 +172,13 @@ class ReplicationStream:
         self._live = live
         self._wake = wake
         self._state = State.GREETING
+        # How much is kept because of the remote, how many bytes have come since that was said, and
+        # whether no further name may be kept.
+        self._holding = Holding(store, wake)
+        self._bytes_unsaid = 0
+        self._is_full = self._holding.is_full
         # What comes in has to pass here.
-        self._door = Door(store, verify, accept)
+        self._door = Door(store, verify, accept, self._holding)
         # What has come from the remote and is not complete.
         self._decoder = Decoder(store.max_entry)
         # What the remote said of itself; None until it has.
@@ -187,6 +193,8 @@ class ReplicationStream:
         self._digests = 0
         # What the remote has above our heads, and so is going to send. Empty if we are live.
         self._promised: dict[str, int] = {}
+        # Whether it promised more than could be remembered.
+        self._promised_more = False
         # The last number that the remote sent of each log in its handshake. Empty if we are live.
         self._came: dict[str, int] = {}
         # This goes up whenever the remote sends more of what it has promised.
@@ -336,7 +344,7 @@ class ReplicationStream:
             if heads.get(peer, 0) < seq:
                 promised[peer] = seq
                 return True
-        return False
+        return self._promised_more
 
     def close(self) -> None:
         """Give up the place in the store, and all that is remembered of the remote.
@@ -352,6 +360,7 @@ class ReplicationStream:
         self._greeting, self._outgoing = None, b""
         self._had, self._promised, self._came = self._store.had(), {}, {}
         self._door = Door(self._store)
+        self._holding.close()
         self._wake = self.on_report = lambda: None
 
     # --- Sending ---
@@ -383,7 +392,30 @@ class ReplicationStream:
         if not data:
             self.on_report()
         self._outgoing = memoryview(data)[most:] if size > most else b""
+        if self._outgoing or self._holding.bytes:
+            self._hold()
         return data[:most]
+
+    # --- What is kept because of the remote ---
+
+    def _hold(self) -> None:
+        """Say how much it is, and ask whether more names may be kept."""
+        self._bytes_unsaid, self._is_full = 0, self._holding.is_full
+        names = max(len(self._had.others), len(self._promised) + len(self._came))
+        # A view keeps all that it is a part of.
+        whole = self._outgoing.obj if isinstance(self._outgoing, memoryview) else b""
+        self._holding.hold(names + self._door.names, self._decoder.kept + memoryview(whole).nbytes)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether this connection is to end, because it holds the most of all."""
+        return self._holding.dropped
+
+    def _end_dropped(self) -> NoReturn:
+        self._state = State.FAILED
+        raise ConnectionLost(
+            f"all connections hold more than {limits.MAX_HELD} bytes, and this one the most"
+        )
 
     def _next_piece(self) -> bytes:
         """A piece of our handshake or the frames of a run; b"" when there are none now."""
@@ -448,6 +480,8 @@ class ReplicationStream:
         state = self._state
         if state is State.FAILED:
             raise ProtocolError("this replication ended with an error")
+        if self._holding.dropped:
+            self._end_dropped()
         # The stream counts as failed until all of this went well.
         self._state = State.FAILED
         try:
@@ -467,6 +501,9 @@ class ReplicationStream:
         except ValueError as error:
             # This is kept short. A remote chooses some of it, and it goes to somebody's log file.
             raise ProtocolError(f"{error!s:.300}") from error
+        self._bytes_unsaid += len(data)
+        if self._bytes_unsaid >= limits.HOLD_STEP:
+            self._hold()
         self._state = state
 
     def _receive_digest(self, peer: str, seq: int) -> None:
@@ -480,10 +517,13 @@ class ReplicationStream:
         self._ours_there |= peer == self._store.id and seq >= head
         if head:
             had.numbers[had.row(peer)] = seq
-        elif seq:  # a digest of 0 promises nothing
+        elif seq and not self._is_full:  # a digest of 0 promises nothing
             had.others[peer] = seq
         if seq > head and not self._live and not fault:
-            self._promised[peer] = seq
+            if self._is_full:
+                self._promised_more = True
+            else:
+                self._promised[peer] = seq
 
     def _receive_handshake(self, remote: Handshake) -> None:
         """Go from GREETING to EXCHANGING. `remote` is who speaks, and in which mode."""
@@ -491,11 +531,11 @@ class ReplicationStream:
             raise ValueError(f"the remote has our own id, {remote.id!r}: one of us is a copy")
         self._remote = remote
         if remote.reports:
-            self._there, self._promised = Report(), {}
+            self._there = Report()
         self._sends = self._mode != "pull" and remote.mode != "push"
         self._receives = self._mode != "push" and remote.mode != "pull"
-        if not self._receives:
-            self._promised = {}
+        if remote.reports or not self._receives:
+            self._promised, self._promised_more = {}, False
         if self._sends:
             self._follower = self._store.follow(
                 self._had, snapshot=True, live=self._live, wake=self._wake
@@ -634,7 +674,7 @@ class ReplicationStream:
             raise ConnectionLost("the connection ended in the middle of a frame")
         if self._remote is None:
             raise ConnectionLost("the connection ended before the handshake")
-        self._promised = {}
+        self._promised, self._promised_more = {}, False
         if self._there is not None:
             if not self._live and not self.caught_up:
                 raise ConnectionLost("the remote left before all was exchanged")
@@ -688,6 +728,9 @@ class ReplicationStream:
         self._given_up += len(missing)
         names = ", ".join(f"'{_show(peer)}'" for peer in missing[:3])
         text = f"{len(missing)} logs, such as {names}: given up, the remote never sent all of them"
+        if self._promised_more:
+            text += "; it may lack some of further logs that were too many to be remembered"
+            self._promised_more = False
         self._tell("given up", text)
 
     # --- Time ---
@@ -711,6 +754,8 @@ class ReplicationStream:
         """
         if self.closed:
             return limits.ALIVE
+        if self.dropped:
+            self._end_dropped()
         # How many frames are complete, and how many times PROGRESS_BYTES have come of the next.
         frame = self._decoder.complete, self._decoder.pending // limits.PROGRESS_BYTES
         half = self._remote is None or self._decoder.pending > 0
