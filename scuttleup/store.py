@@ -65,7 +65,7 @@ from .keys import (
     pack_seq,
 )
 from .leveldb import ERRORS, Database, files
-from .limits import MAX_HANDSHAKE, MAX_SEQ
+from .limits import MAX_SEQ
 from .scan import keys_between, load_forgotten, load_fork, load_heads, load_id, load_text
 from .signed import Authors, find_id, is_signed
 
@@ -474,4 +474,4 @@ def too_large(seq: int, size: int, most: int) -> str:
 
 def _room(id: str, heads: dict[str, int]) -> int:
     """The bytes that our handshake has left for other logs than those in `heads` and our own."""
-    return MAX_HANDSHAKE - sum(map(log_bytes, heads)) - (0 if id in heads else log_bytes(id))
+    return limits.MAX_HANDSHAKE - sum(map(log_bytes, heads)) - (0 if id in heads else log_bytes(id))

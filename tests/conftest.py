@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import inspect
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commands import Command
 from leveldb import FakeDB, open_leveldb
+from waiting import settle
 
 import scuttleup
-from scuttleup import DatabaseLocked, Scuttleup
+from scuttleup import DatabaseLocked, Scuttleup, limits
 from scuttleup.command import cli
 from scuttleup.encodings import find_encoding
 from scuttleup.sharing import SharedStore
 
 TEST_SECONDS = 60  # that a coroutine test may take; most take a moment
+test_time = asyncio.Timeout(None)  # of the coroutine test that runs
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,7 +43,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 async def _run(test: Coroutine[Any, Any, None]) -> None:
-    async with asyncio.timeout(TEST_SECONDS):
+    global test_time
+    async with asyncio.timeout(TEST_SECONDS) as test_time:
         await test
     # A task that is about to end, such as that of a connection just closed, may do so.
     me = asyncio.current_task()
@@ -111,6 +116,33 @@ def new_logs(tmp_path: Path) -> Iterator[Callable[..., Scuttleup]]:
     yield make
     for logs in made:
         logs.close()
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets limits of the package: `limit(LINGER=0.05)`."""
+
+    def set(**values: float) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(limits, name, value)
+
+    return set
+
+
+@pytest.fixture
+def skip(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Awaitable[None]]:
+    """Lets the clock of the event loop jump, and those go on who waited for that."""
+    ahead = 0.0
+
+    async def skip(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+        test_time.reschedule((test_time.when() or 0) + seconds)
+        await settle()
+
+    clock = SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() + ahead})
+    monkeypatch.setattr(asyncio.base_events, "time", clock)
+    return skip
 
 
 @pytest.fixture

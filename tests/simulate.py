@@ -12,19 +12,20 @@ entry and no link is cut any more, they come to rest: nothing goes around for ev
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import log10
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from leveldb import open_leveldb
 
-from scuttleup import ReplicationStream, Scuttleup
+from scuttleup import Replicated, Scuttleup
 
 
 @dataclass
@@ -35,11 +36,22 @@ class Result:
     sent: int = 0  # changes
     lost: int = 0  # of these, by a cut
     received: int = 0  # of these, by one who did not have them
+    cuts: int = 0
 
     @property
     def known(self) -> int:
         """How many of those sent the receiver already had when they arrived."""
         return self.sent - self.lost - self.received
+
+
+class Stream(Protocol):
+    """What a link needs of a `ReplicationStream`."""
+
+    @property
+    def replicated(self) -> Replicated: ...
+    def data_to_send(self) -> bytes: ...
+    def receive_data(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
 
 
 class Arriving(NamedTuple):
@@ -51,13 +63,17 @@ class Arriving(NamedTuple):
 class End(NamedTuple):
     """One peer's end of a link that is up."""
 
-    stream: ReplicationStream
+    stream: Stream
     arriving: deque[Arriving]  # in order
 
 
 class Link:
-    def __init__(self, one: Scuttleup, other: Scuttleup, rng: random.Random, total: Result) -> None:
-        self.logs = one, other
+    """Carries what two streams have for each other. `connect` makes them, if there can be some."""
+
+    def __init__(
+        self, connect: Callable[[], Iterable[Stream]], rng: random.Random, total: Result
+    ) -> None:
+        self.connect = connect
         self.rng = rng
         self.total = total
         self.ends: list[End] = []
@@ -65,19 +81,18 @@ class Link:
 
     def step(self, now: int, cut: float) -> None:
         if not self.ends:
-            if now < self.up_at:
-                return
-            self.ends = [End(logs.create_replication_stream(), deque()) for logs in self.logs]
+            if now >= self.up_at:
+                self.ends = [End(stream, deque()) for stream in self.connect()]
         elif self.rng.random() < cut:
             for end in self.ends:
                 self.total.lost += sum(arriving.changes for arriving in end.arriving)
             self.close()
+            self.total.cuts += 1
             self.up_at = now + self.rng.randint(1, 10)
-            return
         for end in self.ends:
             while end.arriving and end.arriving[0].round <= now:
                 end.stream.receive_data(end.arriving.popleft().data)
-        for sender, receiver in (self.ends, reversed(self.ends)):
+        for sender, receiver in (self.ends, reversed(self.ends)) if self.ends else ():
             before = sender.stream.replicated.sent
             while data := sender.stream.data_to_send():
                 at = now + self.rng.randint(1, 3)
@@ -85,11 +100,11 @@ class Link:
                     at = max(at, receiver.arriving[-1].round)
                 changes = sender.stream.replicated.sent - before
                 before += changes
-                half = self.rng.randint(1, len(data))
-                receiver.arriving.append(Arriving(at, data[:half], 0))
-                if half < len(data):
+                half = self.rng.randrange(len(data))
+                if half:
+                    receiver.arriving.append(Arriving(at, data[:half], 0))
                     at += self.rng.randint(0, 1)
-                receiver.arriving.append(Arriving(at, data[half:] or b"\0", changes))
+                receiver.arriving.append(Arriving(at, data[half:], changes))
                 self.total.bytes += len(data)
                 self.total.handshake_bytes += len(data) if not changes else 0
 
@@ -99,6 +114,25 @@ class Link:
             self.total.received += end.stream.replicated.received
             end.stream.close()
         self.ends = []
+
+
+async def drive(
+    links: Iterable[Link], total: Result, cut: float, all_agree: Callable[[], bool]
+) -> None:
+    """Have the links carry bytes until `all_agree`, then, without cuts, until there are none."""
+    now = quiet = 0
+    while quiet < 20:  # by then each link has come up again
+        now, before = now + 1, total.bytes
+        for link in links:
+            link.step(now, 0 if total.rounds else cut)
+        await asyncio.sleep(0)
+        if total.rounds:
+            quiet = quiet + 1 if total.bytes == before else 0
+            assert now < 100 * total.rounds, "something goes around for ever"
+        elif all_agree():
+            total.rounds = now
+    for link in links:
+        link.close()
 
 
 def random_graph(peers: int, rng: random.Random, *, each: int) -> list[tuple[int, int]]:
@@ -127,26 +161,17 @@ def simulate(
             logs.write((f"peer-{n:020}-{k}", 1, b"x" * 100) for k in range(1, logs_each))
             everyone.append(logs)
         goal = {peer: seq for logs in everyone for peer, seq in logs.head.items()}
-        total = Result()
-        pairs = sorted(TOPOLOGIES[topology](peers, rng))
-        links = [Link(everyone[one], everyone[other], rng, total) for one, other in pairs]
-        behind = everyone
-        while behind:
-            total.rounds += 1
-            for link in links:
-                link.step(total.rounds, cut)
-            behind = [logs for logs in behind if logs.head != goal]
-        # Each link comes up again, all that is under way arrives, and nothing more is sent.
-        sent, now = -1, total.rounds
-        while sent < total.bytes:
-            assert now < 100 * total.rounds, "something goes around for ever"
-            sent = total.bytes
-            for _ in range(20):
-                now += 1
-                for link in links:
-                    link.step(now, cut=0)
-        for link in links:
-            link.close()
+        behind, total, links = everyone[:], Result(), []
+        for one, other in sorted(TOPOLOGIES[topology](peers, rng)):
+            pair = everyone[one], everyone[other]
+            connect = partial(map, Scuttleup.create_replication_stream, pair)
+            links.append(Link(connect, rng, total))
+
+        def all_agree() -> bool:
+            behind[:] = [logs for logs in behind if logs.head != goal]
+            return not behind
+
+        asyncio.run(drive(links, total, cut, all_agree))
     assert total.received == len(goal) * (peers - 1)
     return total
 

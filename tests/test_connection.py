@@ -17,7 +17,7 @@ import weakref
 from asyncio import StreamReader, StreamWriter, Task
 from asyncio.subprocess import PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,11 @@ from unittest.mock import patch
 import pytest
 import trustme
 from leveldb import FakeDB
-from waiting import arrival, start, until
+from waiting import LIMIT, arrival, start, until
 from wire import HTTP, MODES, Mode, sends, tls_hello
 
-import scuttleup.limits
-from scuttleup import ConnectionLost, ProtocolError, Replicated, Scuttleup
+import scuttleup
+from scuttleup import ConnectionLost, ProtocolError, Replicated, Scuttleup, limits
 from scuttleup.replication.messages import Decoder, encode_changes, encode_handshake
 from scuttleup.replication.protocol import ReplicationStream
 
@@ -41,8 +41,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 Stream = tuple[StreamReader, StreamWriter]
 MakeLogs = Callable[..., Scuttleup]
 Limit = Callable[..., None]
+Skip = Callable[[float], Awaitable[None]]
 
-SOON = 5  # seconds, within which something has to happen that takes a moment
 NEVER = 1000  # seconds, which no test has
 
 HELLO = encode_handshake("them", {}, "sync")
@@ -72,17 +72,6 @@ def peer(new_logs: MakeLogs) -> MakeLogs:
         return logs
 
     return make
-
-
-@pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
-    """Sets limits: `limit(LINGER=0.05)`."""
-
-    def set(**limits: float) -> None:
-        for name, value in limits.items():
-            monkeypatch.setattr(scuttleup.limits, name, value)
-
-    return set
 
 
 @pytest.fixture(autouse=True)
@@ -274,8 +263,11 @@ over_every_transport = pytest.mark.parametrize(
 
 @over_every_transport
 @one_shot_and_live
-async def test_everything_goes_both_ways(peer: MakeLogs, linked: Any, live: bool) -> None:
+async def test_everything_goes_both_ways(
+    peer: MakeLogs, limit: Limit, linked: Any, live: bool
+) -> None:
     """Live, threads of both sides append at once."""
+    limit(REPORT=NEVER)  # one that meets a remote that has just closed would reset the connection
     later = 500 * live
     one, two = peer("one", 2000, 1000), peer("two", 2000, 1000)
     async with linked() as (left, right):
@@ -316,7 +308,7 @@ async def test_close_gives_a_slow_remote_some_time_to_take_what_was_sent(
         if taken:
             assert len(await reader.read()) > 60_000
         writer.close()
-        assert (await asyncio.wait_for(run, SOON)).sent > 6
+        assert (await asyncio.wait_for(run, LIMIT)).sent > 6
 
 
 @over_every_transport
@@ -328,7 +320,7 @@ async def test_a_remote_that_is_gone_is_noticed(peer: MakeLogs, linked: Any, liv
         writer.transport.abort()
         reader._transport.close()  # of a pipe, which is one way only
         with pytest.raises(ConnectionLost):
-            await asyncio.wait_for(run, SOON)
+            await asyncio.wait_for(run, LIMIT)
 
 
 @needs_pipes
@@ -391,7 +383,7 @@ async def test_one_shot_ends_after_any_last_write_and_listens_until_the_remote_e
     async with met(peer("us", count, size), live=False) as remote:
         await remote.meet()
         assert len(await remote.changes(count)) == count
-        assert await asyncio.wait_for(remote.receive(), SOON) == b""
+        assert await asyncio.wait_for(remote.receive(), LIMIT) == b""
         await remote.send(CHANGES)
         remote.end()
         assert await remote.run == Replicated(count, 2, {})
@@ -404,7 +396,7 @@ async def test_what_a_thread_appends_is_on_its_way_at_once(peer: MakeLogs) -> No
         await remote.handshake()
         for _ in range(50):
             start(partial(logs.append, "new"))
-            await asyncio.wait_for(remote.changes(1), SOON)
+            await asyncio.wait_for(remote.changes(1), LIMIT)
         remote.end()
         assert await remote.run == Replicated(50, 0, {})
 
@@ -508,7 +500,7 @@ async def test_a_remote_that_never_says_who_it_is_is_dropped(peer: MakeLogs, lim
 async def test_a_remote_that_takes_nothing_is_dropped(
     peer: MakeLogs, limit: Limit, live: bool, ended: bool
 ) -> None:
-    limit(LINGER=0.05, ALIVE=0.2)
+    limit(LINGER=0.05, ALIVE=0.2, PROMISED=0.2)
     us = peer("us", 200, 10_000)
     async with met(us, HELLO, ends=ended, sockets=unix, live=live) as remote:
         with pytest.raises(ConnectionLost, match="took nothing"):
@@ -529,28 +521,27 @@ async def test_a_one_shot_does_not_end_before_the_remote_has_room_for_all(
         assert await remote.run == Replicated(1, 0, {})
 
 
-async def test_a_slow_remote_is_not_dropped(peer: MakeLogs, limit: Limit) -> None:
+async def test_a_slow_remote_is_not_dropped(peer: MakeLogs, limit: Limit, skip: Skip) -> None:
     """It takes longer than the limit for one entry, and never pauses that long."""
-    limit(ALIVE=2, PROMISED=1)  # the latter has us look more than once in each pause
+    limit(ALIVE=10)
     async with met(peer("us", 1, 1_000_000), sockets=unix, live=False) as remote:
-        await asyncio.sleep(0.5)
+        await skip(5)
         await remote.send(HELLO)
         for _ in range(5):
-            await asyncio.sleep(0.5)
             await remote.receive(5_000)
+            await skip(5)
         await remote.end_of_stream()
         remote.end()
         assert await remote.run == Replicated(1, 0, {})
 
 
-async def test_whoever_takes_something_is_waited_for(peer: MakeLogs, limit: Limit) -> None:
+async def test_whoever_takes_something_is_waited_for(peer: MakeLogs, skip: Skip) -> None:
     """A slow link, and a remote that says something now and then: our kernel still holds most."""
-    limit(LINGER=0.5)
     async with met(peer("us", 1, 100_000), HELLO, sockets=slow, live=False) as remote:
         size = 0
         while data := await remote.receive():
             size += len(data)
-            await asyncio.sleep(0.05)
+            await skip(limits.LINGER / 10)
             await remote.send(b"\0")
         assert size > 100_000
         remote.end()
@@ -607,7 +598,7 @@ async def test_a_remote_that_listened_and_is_gone_is_noticed(
         await remote.changes(1)
         go(remote)
         with pytest.raises(ConnectionLost, match="the connection broke"):
-            await asyncio.wait_for(remote.run, SOON)
+            await asyncio.wait_for(remote.run, LIMIT)
 
 
 # --- Cancelled or closed --------------------------------------------------------------------------
@@ -615,7 +606,7 @@ async def test_a_remote_that_listened_and_is_gone_is_noticed(
 
 async def cancelled(task: Task[Any]) -> None:
     task.cancel()
-    await asyncio.wait({task}, timeout=SOON)
+    await asyncio.wait({task}, timeout=LIMIT)
     assert task.cancelled()
 
 
@@ -633,7 +624,7 @@ async def test_a_run_that_is_cancelled_or_whose_logs_are_closed_ends_with_its_co
             await cancelled(remote.run)
         else:
             await asyncio.to_thread(logs.close)
-            await asyncio.wait_for(remote.run, SOON)
+            await asyncio.wait_for(remote.run, LIMIT)
         await remote.end_of_stream()
 
 
@@ -677,7 +668,7 @@ async def test_a_cancel_in_the_moment_in_which_a_write_ends_is_not_lost(peer: Ma
     async with met(peer("us", 200, 10_000), sockets=unix) as remote:
         remote.stream[1].__class__ = Writer
         await remote.send(HELLO)
-        await asyncio.wait_for(remote.end_of_stream(), SOON)
+        await asyncio.wait_for(remote.end_of_stream(), LIMIT)
         await asyncio.wait({remote.run})
         assert remote.run.cancelled()
 
@@ -696,7 +687,8 @@ async def test_close_ends_a_run_that_receives_just_then(peer: MakeLogs, limit: L
             await flooding
 
 
-async def test_close_ends_all_runs(peer: MakeLogs) -> None:
+async def test_close_ends_all_runs(peer: MakeLogs, limit: Limit) -> None:
+    limit(REPORT=NEVER)
     server = peer("server", 1)
     clients = [peer(f"client {i}", 1) for i in range(5)]
     async with serving(server.replicate) as port:
@@ -731,8 +723,9 @@ BAD = {
 
 @pytest.mark.parametrize("sent", BAD.values(), ids=BAD.keys())
 async def test_a_bad_remote_costs_one_line_and_its_own_connection(
-    peer: MakeLogs, capfd: pytest.CaptureFixture[str], sent: bytes
+    peer: MakeLogs, limit: Limit, capfd: pytest.CaptureFixture[str], sent: bytes
 ) -> None:
+    limit(REPORT=NEVER)
     us, friend = peer("us", 1), peer("friend", 1)
     async with met(us, sent, ends=True) as bad, over_sockets() as (left, right):
         runs = asyncio.gather(us.replicate(*left), friend.replicate(*right))
@@ -805,7 +798,7 @@ async def test_nothing_is_left_to_the_garbage_collector(fake: FakeDB, end: str) 
             else:
                 fake.before = OSError()
                 await remote.send(CHANGES)
-            await asyncio.wait({remote.run}, timeout=SOON)
+            await asyncio.wait({remote.run}, timeout=LIMIT)
             assert remote.run.cancelled() or bool(remote.run.exception()) == (end != "closed")
         del remote
         fake.before = None  # the error, whose traceback has the frames

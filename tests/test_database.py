@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from threading import Event
 from typing import Any
 
@@ -112,10 +113,13 @@ for turn in range(150):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no clock that kills a process")
 def test_every_first_run_that_was_killed_leaves_a_database_that_opens(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    with scuttleup.open(tmp_path / "whole.db") as logs:
-        logs.append(b"first")
-    whole = time.monotonic() - begun
+    times = []
+    for turn in range(9):
+        begun = time.monotonic()
+        with scuttleup.open(tmp_path / f"whole {turn}.db") as logs:
+            logs.append(b"first")
+        times.append(time.monotonic() - begun)
+    whole = median(times)  # one may have been held up
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(whole)]
     subprocess.run(command, check=True, timeout=LIMIT)
     half_made = 0

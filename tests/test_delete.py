@@ -53,11 +53,9 @@ def test_a_range_is_gone_and_its_numbers_stay_used(
 
 
 @pytest.mark.parametrize("steps", range(4))
-def test_a_range_that_ends_early_hides_nothing(
-    fake: FakeDB, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_range_that_ends_early_hides_nothing(fake: FakeDB, steps: int, limit: Any) -> None:
     """The number of the newest entry is written down before that entry goes."""
-    monkeypatch.setattr(limits, "DELETE_STEP", 3)
+    limit(DELETE_STEP=3)
     logs = Scuttleup(fake, id="us")
     logs.extend([b"x"] * 9)
 
@@ -115,9 +113,9 @@ def test_others_write_and_read_while_a_range_is_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_what_is_deleted_bit_by_bit_from_the_end_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+    tmp_path: Path, limit: Any, count: int
 ) -> None:
-    monkeypatch.setattr(limits, "DELETED", 10)
+    limit(DELETED=10)
     with scuttleup.open(tmp_path / "logs.db", id="us") as logs:
         logs.extend([random.randbytes(100_000) for _ in range(40)])
         logs.compact()

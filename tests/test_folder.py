@@ -20,7 +20,7 @@ from leveldb import binding, open_leveldb
 from waiting import LIMIT
 
 import scuttleup
-from scuttleup import DamagedDatabase, DatabaseError, DatabaseLocked, Scuttleup, limits
+from scuttleup import DamagedDatabase, DatabaseError, DatabaseLocked, Scuttleup
 from scuttleup.leveldb.manifest import oldest_journal
 
 OTHER = """
@@ -274,11 +274,9 @@ def test_a_database_that_was_moved_or_deleted_takes_no_more_writes(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows moves no folder with open files")
-def test_a_new_current_is_not_taken_for_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_current_is_not_taken_for_the_old_one(tmp_path: Path, limit: Any) -> None:
     """Most file systems give a new file the inode of one that was deleted some time ago."""
-    monkeypatch.setattr(limits, "LOOK_SECONDS", 0)
+    limit(LOOK_SECONDS=0)
     path = tmp_path / "logs.db"
     with scuttleup.open(path) as logs:
         shutil.copytree(path, tmp_path / "backup.db")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from leveldb import contents, open_leveldb
 from waiting import arrival
 from wire import MODES, sends
 
-import scuttleup.limits
 from scuttleup import Change, Replicated, Scuttleup
 from scuttleup.keys import CHANGES, log_prefix
 
+Limit = Callable[..., None]
 Side = dict[str, Any]  # how one side replicates
 SIDES = [{"mode": mode, "live": live} for mode in MODES for live in (True, False)]
 LIVE, ONE_SHOT = SIDES[:2]
@@ -126,17 +126,11 @@ def log_of(peer: str, count: int) -> list[Change]:
 @pytest.mark.parametrize("ours", SIDES, ids=str)
 @pytest.mark.parametrize("nodes", SIDES, ids=str)
 async def test_what_the_modes_allow_is_sent_now_and_later_and_what_they_forbid_is_not(
-    node: Node,
-    logs: Scuttleup,
-    db: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    role: str,
-    ours: Side,
-    nodes: Side,
+    node: Node, logs: Scuttleup, db: Any, limit: Limit, role: str, ours: Side, nodes: Side
 ) -> None:
     """Only what goes to a one-shot Node that sends at the same time may get lost: see above."""
     if not nodes["live"]:
-        monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
+        limit(LINGER=0.2)
     to_node, to_us = sends(ours["mode"], nodes["mode"]), sends(nodes["mode"], ours["mode"])
     loses = to_us and not nodes["live"]
     later = 3 if ours["live"] and not loses else 0
@@ -167,9 +161,9 @@ async def test_what_the_modes_allow_is_sent_now_and_later_and_what_they_forbid_i
 
 
 async def test_what_a_one_shot_node_left_unread_comes_with_the_next_meeting(
-    node: Node, logs: Scuttleup, db: Any, monkeypatch: pytest.MonkeyPatch, role: str
+    node: Node, logs: Scuttleup, db: Any, limit: Limit, role: str
 ) -> None:
-    monkeypatch.setattr(scuttleup.limits, "LINGER", 0.2)
+    limit(LINGER=0.2)
     node.append("Node's")
     logs.extend(["x" * 100] * 2000)  # more than its socket takes in one read
     async with connected(node, logs, role, ONE_SHOT, ONE_SHOT):

@@ -195,9 +195,9 @@ def test_an_entry_has_at_most_max_entry_bytes(db: Any, add: Any, options: dict[s
     assert bytes(limit) in [change.entry for change in logs.create_read_stream()]
 
 
-def test_a_log_beyond_our_handshake_is_refused(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_beyond_our_handshake_is_refused(db: Any, limit: Any) -> None:
     """A log counts for 40 bytes, or for those of its id and 12 more."""
-    monkeypatch.setattr(scuttleup.store, "MAX_HANDSHAKE", 3 * 40 + 112)
+    limit(MAX_HANDSHAKE=3 * 40 + 112)
     logs = Scuttleup(db, id="us")
     logs.write([Change("a", 1, b"")])
     for peers in ("b", "c", "d", "e"), ("x" * 101, "b"), ("x" * 141,):

@@ -1,6 +1,6 @@
 """Many peers over links that break, simulated and real, and one peer that is killed.
 
-Both kinds of mesh have the links of `simulate.py`, and end when all peers have every entry.
+The links of `simulate.py` carry the bytes of both kinds of mesh, until all peers have every entry.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from simulate import TOPOLOGIES, simulate
-from waiting import arrival
+from simulate import TOPOLOGIES, Link, Result, drive, simulate
 
 import scuttleup.peer
-from scuttleup import Change, Peer, ReplicationStream, Scuttleup
+from scuttleup import Change, Peer, Replicated, ReplicationStream, Scuttleup
 
 HERE = ("127.0.0.1", 0)
 
@@ -42,17 +42,51 @@ def test_all_peers_agree_over_late_links(topology: str, cut: float) -> None:
 # --- A mesh with sockets --------------------------------------------------------------------------
 
 PEERS = 20
-ENTRIES = 40  # of each peer
-CUTS = 150
+ENTRIES = 30  # of each peer
 
 
-async def append(logs: Scuttleup, seed: int) -> None:
-    choose = random.Random(seed)
-    while logs.head.get(logs.id, 0) < ENTRIES:
-        # Large ones, too: a link is then cut in the middle of a frame.
-        size = choose.choice([0, 10, 100, 100, 1_000, 1_000, 1_000, 20_000])
-        logs.extend([choose.randbytes(size) for _ in range(choose.randint(1, 4))])
-        await asyncio.sleep(choose.random() * 0.05)
+class Plug(asyncio.Protocol):
+    """Where a link ends at a `Peer`: what that sends is carried by the link alone."""
+
+    replicated = Replicated(0, 0, {})  # only the peers know
+
+    def __init__(self) -> None:
+        self.heard = bytearray()
+
+    def connection_made(self, transport: Any) -> None:
+        self.receive_data, self.close = transport.write, transport.abort
+
+    def data_received(self, data: bytes) -> None:
+        self.heard += data
+
+    def data_to_send(self) -> bytes:
+        data = bytes(self.heard)
+        self.heard.clear()
+        return data
+
+
+class Cable:
+    """Leads a `Peer` that connects to `address` to the one that listens on `leads_to`."""
+
+    async def laid(self, leads_to: tuple[str, int]) -> Cable:
+        self.leads_to = leads_to
+        self.plugs: list[Plug] = []
+        self.server = await asyncio.get_running_loop().create_server(self.plug, *HERE)
+        self.address = self.server.sockets[0].getsockname()
+        return self
+
+    def plug(self) -> Plug:
+        plug = Plug()
+        self.far_side = asyncio.create_task(self.connect(plug))
+        return plug
+
+    async def connect(self, near: Plug) -> None:
+        _, far = await asyncio.get_running_loop().create_connection(Plug, *self.leads_to)
+        self.plugs = [near, far]
+
+    def plugged(self) -> list[Plug]:
+        plugs, self.plugs = self.plugs, []
+        return plugs
 
 
 async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
@@ -60,32 +94,32 @@ async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    choose = random.Random(3)
-    was_cut = set()  # not `failures`: a peer takes the cut of an idle link for its end
+    choose, total, links = random.Random(3), Result(), []
     everybody = [new_logs(f"peer {i}", value_encoding="binary") for i in range(PEERS)]
     monkeypatch.setattr(scuttleup.peer, "FIRST_DELAY", 0.001)
     monkeypatch.setattr(scuttleup.peer, "LONGEST_DELAY", 0.01)
+
+    def append_and_compare() -> bool:
+        for logs in choose.sample(everybody, 3):
+            if logs.head.get(logs.id, 0) < ENTRIES:
+                # Large ones, too: a link is then cut in the middle of a frame.
+                size = choose.choice([0, 10, 100, 100, 1_000, 1_000, 1_000, 20_000])
+                logs.extend([choose.randbytes(size) for _ in range(choose.randint(1, 4))])
+        whole = {logs.id: logs.head.get(logs.id, 0) for logs in everybody}
+        return min(whole.values()) >= ENTRIES and all(logs.head == whole for logs in everybody)
+
     async with AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(Peer(logs, listen=HERE)) for logs in everybody]
         for one, other in TOPOLOGIES["2 random"](PEERS, choose):
-            peer = Peer(everybody[one], connect=peers[other].addresses)
-            peers.append(await stack.enter_async_context(peer))
+            cable = await Cable().laid(peers[other].addresses[0])
+            stack.callback(cable.server.close)
+            links.append(Link(cable.plugged, choose, total))
+            await stack.enter_async_context(Peer(everybody[one], connect=[cable.address]))
+        await drive(links, total, 0.01, append_and_compare)
 
-        async def cut() -> None:
-            for _ in range(CUTS):
-                await asyncio.sleep(choose.random() * 0.02)
-                if writers := [writer for peer in peers for writer in peer._connected]:
-                    was_cut.add(writer := choose.choice(writers))
-                    writer.transport.abort()
-
-        await asyncio.gather(cut(), *(append(logs, seed) for seed, logs in enumerate(everybody)))
-        whole = {logs.id: logs.head[logs.id] for logs in everybody}
-        await asyncio.gather(*(arrival(logs, whole) for logs in everybody))
-
-    assert len(was_cut) > 0.8 * CUTS, "the links were hardly cut"
+    assert total.cuts > 50, "the links were hardly cut"
     assert [text for text in caplog.messages if "the connection" not in text] == []
     changes = list(everybody[0].create_read_stream())
-    assert len(changes) >= PEERS * ENTRIES
     for logs in everybody:
         assert list(logs.create_read_stream()) == changes
 

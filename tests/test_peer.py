@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -37,6 +38,7 @@ HERE = ("127.0.0.1", 0)
 
 NewLogs = Callable[..., Scuttleup]
 NewCertificates = Callable[[], list[str]]
+Limit = Callable[..., None]
 
 pytestmark = pytest.mark.filterwarnings("error")  # a socket that nobody closed is one, for instance
 
@@ -145,9 +147,9 @@ async def test_without_live_a_remote_that_is_not_there_is_a_failure(alice: Scutt
 
 
 async def test_who_never_answers_is_given_up(
-    alice: Scuttleup, tls: Tls, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    alice: Scuttleup, tls: Tls, caplog: pytest.LogCaptureFixture, limit: Limit
 ) -> None:
-    monkeypatch.setattr(scuttleup.limits, "CONNECT_SECONDS", 0.1)
+    limit(CONNECT_SECONDS=0.1)
     with socket.create_server(HERE) as silent:
         address = silent.getsockname()
         async with Peer(alice, connect=[address], tls=tls, live=False) as peer:
@@ -164,6 +166,7 @@ async def test_leaving_leaves_no_task_and_no_socket(
     alice: Scuttleup, bob: Scuttleup, tls: Tls
 ) -> None:
     with socket.create_server(HERE) as silent:  # a remote that never says anything
+        gc.collect()  # what other tests have left
         tasks, before = asyncio.all_tasks(), psutil.Process().num_fds()
         async with (
             Peer(alice, listen=HERE) as server,
@@ -426,9 +429,9 @@ def test_a_host_of_ipv6_has_a_network_and_an_address_keeps_its_zone() -> None:
 
 
 async def test_who_does_not_finish_the_tls_handshake_is_closed(
-    alice: Scuttleup, tls: Tls, monkeypatch: pytest.MonkeyPatch
+    alice: Scuttleup, tls: Tls, limit: Limit
 ) -> None:
-    monkeypatch.setattr(scuttleup.limits, "CONNECT_SECONDS", 0.1)
+    limit(CONNECT_SECONDS=0.1)
     async with Peer(alice, listen=HERE, tls=tls) as peer:
         assert not await served(peer.addresses[0])
 
@@ -518,10 +521,10 @@ async def test_the_soft_limit_of_descriptors_is_raised_as_far_as_that_needs(
 
 
 def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, limit: Limit
 ) -> None:
     caplog.set_level(logging.INFO, "scuttleup")
-    monkeypatch.setattr(scuttleup.limits, "MAX_TOLD", 3)
+    limit(MAX_TOLD=3)
     events = Events()
     for n in range(10):
         events.tell("info", "came", f"alice {n}", "alice")
@@ -530,7 +533,7 @@ def test_an_event_is_told_once_in_its_time_and_then_with_a_count(
     for n in range(10):
         events.tell("info", "came", f"stranger {n}", str(n))
     assert told(caplog, "") == ["alice 0", "alice left", "bob came", "stranger 0"]
-    monkeypatch.setattr(scuttleup.limits, "TELL_SECONDS", 0)
+    limit(TELL_SECONDS=0)
     events.tell("info", "came", "alice again", "alice")
     assert told(caplog, "")[4:] == [
         "alice 9 (9 of this kind in 0 seconds)",

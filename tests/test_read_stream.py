@@ -7,6 +7,7 @@ test_model.py and test_followers.py. Here is what they cannot see.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import sys
 import threading
@@ -18,7 +19,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from waiting import LIMIT, arrival, start, until
+from waiting import LIMIT, arrival, settle, start, until
 
 from scuttleup import Change, ReadStream, Scuttleup
 from scuttleup.keys import change_keys, log_prefix
@@ -84,12 +85,6 @@ async def read_async(stream: ReadStream, see: Callable[[Change], None]) -> None:
 
 async def take_async(stream: ReadStream, count: int) -> list[Change]:
     return [await anext(stream) for _ in range(count)]
-
-
-async def settle() -> None:
-    """Let every other task run until it waits."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def take(stream: ReadStream, count: int) -> list[Change]:
@@ -398,6 +393,7 @@ async def test_reads_never_hold_the_event_loop(db: Any, peers: int, length: int,
             turns.append(time.thread_time() - before)
 
     stream = Scuttleup(db, id="us").create_read_stream()
+    gc.collect()  # so that it does not begin just now to look through all that the tests hold
     ticking = asyncio.ensure_future(tick())
     await asyncio.sleep(0)
     # The changes are counted and not kept, because the garbage collector would look through them.

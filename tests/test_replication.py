@@ -47,6 +47,7 @@ class Peer(NamedTuple):
 
 
 NewPeer = Callable[..., Peer]
+Limit = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -558,13 +559,13 @@ def test_after_20_bad_logs_others_are_told_as_one(
 
 
 def test_a_remote_that_comes_back_again_and_again_costs_some_lines_a_minute(
-    us: Peer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    us: Peer, caplog: pytest.LogCaptureFixture, limit: Limit
 ) -> None:
     for n in range(limits.MAX_TOLD + 7):
         heard(us, encode_handshake("far", {f"{n}\xff": 1}, "sync")).close()
         heard(us, encode_handshake("far", {f"{n}\xff": 1}, "sync")).close()
     assert len(caplog.messages) == limits.MAX_TOLD + 1
-    monkeypatch.setattr(limits, "TELL_SECONDS", 0)
+    limit(TELL_SECONDS=0)
     heard(us, encode_handshake("far", {"": 1}, "sync"))
     last, again = caplog.messages[-2:]
     assert f"'{limits.MAX_TOLD + 6}ÿ'" in last
@@ -572,10 +573,8 @@ def test_a_remote_that_comes_back_again_and_again_costs_some_lines_a_minute(
     assert "''" in again
 
 
-def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(
-    us: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_LEFT_OUT", 3)
+def test_when_too_many_logs_are_left_out_only_known_ones_are_taken(us: Peer, limit: Limit) -> None:
+    limit(MAX_LEFT_OUT=3)
     stream = heard(us, HELLO + TRAFFIC[1])
     for n in range(5):
         stream.receive_data(change(b"bad %d" % n, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,11 +23,14 @@ import pytest
 from commands import Command
 from conftest import use_shared
 from readme import ROOT
-from waiting import LIMIT, start
+from waiting import LIMIT, start, until
 
 import scuttleup
 from scuttleup import DatabaseError, DatabaseLocked, Scuttleup, ScuttleupError, limits
 from scuttleup.sharing.link import Link, connect
+from scuttleup.sharing.user import SharedStore
+
+Limit = Callable[..., None]
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals and no fork")
 
@@ -50,6 +54,11 @@ def owner(path: Path, code: str = OWNER) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 # --- As it is meant -------------------------------------------------------------------------------
@@ -144,8 +153,8 @@ def test_who_waits_has_it_as_soon_as_it_is_free(tmp_path: Path, share: bool) -> 
             assert logs.append(b"x").seq == 1
 
 
-def test_so_many_links_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_USERS", 3)
+def test_so_many_links_and_no_more(tmp_path: Path, limit: Limit) -> None:
+    limit(MAX_USERS=3)
     path = tmp_path / "logs.db"
     with scuttleup.open(path, share=True):
         users = [use_shared(path) for _ in range(3)]
@@ -256,10 +265,9 @@ def test_a_new_id_of_the_owner_ends_the_logs_of_its_users(tmp_path: Path) -> Non
 @posix
 @pytest.mark.parametrize("end", ["closed", "killed", "stopped"])
 def test_an_owner_that_ends_is_an_error_for_its_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+    tmp_path: Path, limit: Limit, end: str
 ) -> None:
     """A stream never ends as if it were complete."""
-    monkeypatch.setattr(limits, "CALL_SECONDS", 0.5)
     path = tmp_path / "logs.db"
     with owner(path) as process, scuttleup.open(path) as logs:
         logs.extend([b"x"] * 1000)
@@ -270,6 +278,7 @@ def test_an_owner_that_ends_is_an_error_for_its_users(
         else:
             process.send_signal(signal.SIGKILL if end == "killed" else signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        limit(CALL_SECONDS=0.5)
         with pytest.raises(DatabaseError):
             logs.append(b"y")
         with pytest.raises(DatabaseError):
@@ -293,6 +302,7 @@ def test_a_write_without_an_answer_may_be_stored_and_says_so(
         with logs._store.database.writes, pytest.raises(scuttleup.WriteInDoubt, match="may be st"):
             user.append("x")
         monkeypatch.undo()
+        asyncio.run(until(lambda: logs.head))
         assert user.append("y").seq == 2, "the link is a new one"
         assert [change.entry for change in user.create_read_stream()] == ["x", "y"]
 
@@ -330,11 +340,21 @@ def test_a_write_under_way_when_the_logs_are_closed_may_be_stored(
 def test_what_takes_long_holds_up_no_other_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slowly: tuple[threading.Event, threading.Event]
 ) -> None:
-    monkeypatch.setattr(limits, "CALL_SECONDS", 0.1)
+    """Nor has it a time limit: now and then a new link is made, to see if the owner is there."""
     path = tmp_path / "logs.db"
+    looked, connect = threading.Event(), SharedStore._connect
+
+    def look(store: SharedStore) -> Link:
+        looked.set()
+        return connect(store)
+
     with scuttleup.open(path, id="us", share=True), use_shared(path) as user:
+        monkeypatch.setattr(limits, "CALL_SECONDS", 0.1)
         compacting = start(user.compact)
         assert slowly[0].wait(LIMIT)
+        monkeypatch.setattr(SharedStore, "_connect", look)
+        assert looked.wait(LIMIT)
+        monkeypatch.setattr(limits, "CALL_SECONDS", LIMIT)
         assert start(lambda: user.extend(["x", "y"])).result(LIMIT)[-1].seq == 2
         assert not compacting.done()
         slowly[1].set()
@@ -343,15 +363,14 @@ def test_what_takes_long_holds_up_no_other_call(
 
 @posix
 def test_a_stopped_owner_is_noticed_by_what_takes_long_and_by_live_streams(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, limit: Limit
 ) -> None:
-    monkeypatch.setattr(limits, "CALL_SECONDS", 0.2)
-    monkeypatch.setattr(limits, "SHARE_SECONDS", 1)
     path = tmp_path / "logs.db"
     with owner(path) as process, scuttleup.open(path) as logs:
+        limit(CALL_SECONDS=1)
         stream = logs.create_read_stream(live=True)
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        stop(process)
+        limit(SHARE_SECONDS=1)
         for call in (lambda: next(stream), logs.compact):
             with pytest.raises(DatabaseError):
                 start(call).result(LIMIT)
@@ -489,10 +508,12 @@ with scuttleup.open(sys.argv[1], wait=30) as logs:
 
 
 @posix
-def test_an_owner_that_is_stopped_holds_nobody_longer_than_he_wants_to_wait(tmp_path: Path) -> None:
+def test_an_owner_that_is_stopped_holds_nobody_longer_than_he_wants_to_wait(
+    tmp_path: Path, limit: Limit
+) -> None:
     path = tmp_path / "logs.db"
+    limit(SHARE_SECONDS=1000)
     with owner(path) as process:
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        stop(process)
         with pytest.raises(DatabaseLocked, match="open in another process"):
-            start(lambda: scuttleup.open(path)).result(limits.SHARE_SECONDS)
+            start(lambda: scuttleup.open(path)).result(LIMIT)

@@ -35,6 +35,12 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
+async def settle() -> None:
+    """Let every other task run until it waits."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 async def arrival(logs: Scuttleup, head: Mapping[str, int]) -> None:
     """Wait until these logs are here, up to these numbers."""
     with logs.create_read_stream(live=True, value_encoding="binary") as changes:
