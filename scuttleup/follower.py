@@ -71,16 +71,20 @@ class Had:
         """The row of a log that is here, which then has a number."""
         numbers, row = self.numbers, self.rows[peer]
         if row >= len(numbers):
-            numbers.frombytes(bytes(numbers.itemsize * (len(self.rows) - len(numbers))))
+            self._grow()
         if peer in self.others:
             numbers[row] = max(numbers[row], self.others.pop(peer))
         return row
 
+    def _grow(self) -> None:
+        """Have a number for each log that has a row."""
+        missing = len(self.rows) - len(self.numbers)
+        self.numbers.frombytes(bytes(self.numbers.itemsize * missing))
+
     def behind(self, heads: dict[str, int]) -> list[Span]:
         """The logs of which this reader lacks entries, compared in loops in C."""
         lasts = list(heads.items())
-        if lasts:
-            self.row(lasts[-1][0])
+        self._grow()
         for peer in heads.keys() & self.others.keys():
             self.row(peer)
         rows = map(self.rows.__getitem__, map(itemgetter(0), lasts))

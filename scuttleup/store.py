@@ -344,10 +344,10 @@ class Store:
             self._unsynced = False
         # LevelDB has the batch. Only now the heads move, and the followers are told.
         if heads:
-            new = heads.keys() - self.heads.keys() - {self.id}
-            self.room -= sum(map(log_bytes, new))
-            if new and self._news.followers:
-                self._give_rows(new)
+            if new := heads.keys() - self.heads.keys() - {self.id}:
+                self.room -= sum(map(log_bytes, new))
+                if self._news.followers:
+                    self._give_rows(new)
             self.heads.update(heads)
             if self.id in heads:
                 self._own_keys = self._keys_to_come()

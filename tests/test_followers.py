@@ -193,7 +193,7 @@ def test_who_does_not_read_holds_nothing_and_200_000_logs_are_read_once(db: Any)
     for reader in readers:
         follower = reader.follower
         held = follower._runs, len(follower._had.numbers), list(follower._spans or [])
-        assert held == ([], 0, [])
+        assert held == ([], 1, [])
     follower = readers[0].follower
     runs = list(iter(follower.read, None))
     assert sorted(run.peer for run in runs) == sorted(names)
@@ -201,3 +201,16 @@ def test_who_does_not_read_holds_nothing_and_200_000_logs_are_read_once(db: Any)
     store.append(b"x")
     assert follower.read() == Run("us", 1, [b"x"])
     assert follower.read() is None
+
+
+def test_a_log_in_any_place_is_found_by_who_has_fallen_behind(
+    db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scuttleup.limits, "NEWS", NEWS)
+    store = Store(Database(db), id="us", sync=False, max_entry=MAX_ENTRY)
+    reader = Reader(store, {}, snapshot=False, live=True)
+    store.append(b"")
+    assert reader.follower.read() == Run("us", 1, [b""])
+    Door(store).write([Run(peer, 1, [b""]) for peer in "abcdefgh"])
+    store.heads["us"] = store.heads.pop("us")  # the log that was there first stands last
+    assert sorted(run.peer for run in iter(reader.follower.read, None)) == [*"abcdefgh"]

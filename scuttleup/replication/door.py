@@ -131,7 +131,8 @@ class Door:
         fault in a log all that follows in it is left out, and there is a verdict.
         """
         verdicts: list[Verdict] = []
-        self._shut |= len(self.left_out) > limits.MAX_NAMED and self._is_full
+        if len(self.left_out) > limits.MAX_NAMED and self._is_full:
+            self._shut = True
         if self._verify is not None:
             approved, verdicts = self._decide(runs)
             runs = list(self._verified(approved, self._verify, verdicts))
@@ -141,9 +142,9 @@ class Door:
             store.settle()
             approved, more = self._decide(runs)
             count = store.commit(approved)
-        verdicts += more
-        self._note_fork(verdicts, "in a remote's entries")
-        self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
+        if verdicts := verdicts + more:
+            self._note_fork(verdicts, "in a remote's entries")
+            self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
         return count, approved, verdicts
 
     def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:

@@ -425,7 +425,9 @@ class ReplicationStream:
             self._greeting = None
         run = self._follower.read() if self._follower else None
         if run is None:
-            return b"" if self.hold_reports and self._live else self._report()
+            # All that the remote lacked was sent, which is to be said once, and at once.
+            complete_is_said = self._said[2]
+            return b"" if complete_is_said or (self.hold_reports and self._live) else self._report()
         peer, first, entries = run
         if len(entries[-1]) > MAX_ENTRY:
             # No remote takes such an entry, which only the original stores. It is the last of its
