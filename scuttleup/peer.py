@@ -740,4 +740,5 @@ def _reason(error: Exception) -> str:
         from ctypes import FormatError
 
         return FormatError(number)
-    return os.strerror(error.errno) if error.errno else str(error)
+    # A TLS handshake that the remote ends is an error without number and words.
+    return os.strerror(error.errno) if error.errno else str(error) or "the connection was closed"

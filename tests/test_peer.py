@@ -564,6 +564,15 @@ async def test_with_tls_those_with_a_certificate_meet_and_strangers_do_not(
             assert (await client.wait())[:2] == (0, 1)
 
 
+async def test_a_tls_handshake_that_ends_is_told_with_a_reason(
+    alice: Scuttleup, tls: Tls, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Peer(alice, listen=HERE, tls=tls) as server:
+        socket.create_connection(server.addresses[0]).close()
+        await until(lambda: server.failures)
+    assert any(text.endswith(": the connection was closed") for text in caplog.messages)
+
+
 def test_files_that_are_no_certificates_are_named(new_certificates: NewCertificates) -> None:
     cert, key, ca = new_certificates()
     for files in ((key, cert, ca), (cert, key, "missing.pem"), (cert, key, "")):

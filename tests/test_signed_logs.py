@@ -133,11 +133,37 @@ def test_a_first_run_killed_after_the_key_was_written_is_a_signed_log(tmp_path: 
         assert logs.id == ID
 
 
-@pytest.mark.parametrize("size", [0, 31, 33])
-def test_a_key_of_another_size_is_damage(path: Path, size: int) -> None:
-    (path / "signing.key").write_bytes(bytes(size))
-    with pytest.raises(DamagedDatabase, match=f"signing.key has {size} bytes, not 32"):
-        scuttleup.open(path)
+def unreadable(key: Path) -> None:
+    """As for a user who may not read it, which the user of the tests may."""
+    key.unlink()
+    key.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda key: key.write_bytes(b""), "is damaged, signing.key has 0 bytes and not 32"),
+        (lambda key: key.write_bytes(bytes(33)), "is damaged, signing.key has 33 bytes and not 32"),
+        (unreadable, "cannot be read, signing.key: "),
+    ],
+)
+def test_a_key_that_cannot_be_used_keeps_out_only_who_appends(
+    path: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(path / "signing.key")
+    with scuttleup.open(path) as logs:
+        assert logs.entry(logs.id, 1) == b"one"
+        with pytest.raises(ScuttleupError, match=f"secret key of .* {reason}"):
+            logs.append(b"more")
+        assert receive(logs, Run("other", 1, [b"x"])) == (1, {})
+    with pytest.raises(ValueError, match=f"cannot be signed, its secret key {reason}"):
+        scuttleup.open(path, signed=True)
+    new = path.with_name("new") / "signing.key"
+    new.parent.mkdir()
+    new.touch()
+    spoil(new)
+    with pytest.raises(DamagedDatabase, match=f"its secret key {reason}"):
+        scuttleup.open(new.parent)
 
 
 def test_a_key_that_is_handed_in_is_used_and_another_one_is_refused(

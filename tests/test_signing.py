@@ -247,3 +247,15 @@ def test_pynacl_is_not_loaded_before_a_signature_is_made_or_checked() -> None:
         "assert signing.pynacl_installed()",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_a_pynacl_that_lacks_a_part_is_not_told_as_missing() -> None:
+    """pip would say that it is installed."""
+    code = (
+        "import sys, scuttleup.signed.signing as signing\n"
+        "sys.modules['_cffi_backend'] = None\n"
+        "signing.Signer(bytes(32))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "PyNaCl, which fails to load: " in done.stderr
+    assert "pip install" not in done.stderr

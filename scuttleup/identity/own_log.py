@@ -18,12 +18,11 @@ A new id ends both: the old log stays as another's log.
 
 from __future__ import annotations
 
-import os
 from time import strftime
 
 from ..changes import Fork
 from ..keys import BACKUP, FORK, ID
-from ..leveldb import copy, files
+from ..leveldb import copy
 from ..signed import KEY_FILE, find_id, new_key
 from ..store import Store
 
@@ -32,8 +31,7 @@ def back_up(store: Store, path: str) -> None:
     """Make a backup at `path`: a whole copy as of now, with the secret key if that lies here."""
     database = store.database
     day = strftime("%Y-%m-%d").encode()
-    key = files.read_file(os.path.join(database.folder, KEY_FILE)) if store.is_signed else None
-    beside = {} if key is None else {KEY_FILE: key}
+    beside = [KEY_FILE] if store.is_signed else []
     copy(database, path, last=ID, more={BACKUP: day}, beside=beside)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from .. import limits
@@ -22,17 +22,12 @@ from .opening import open_database
 
 
 def copy(
-    source: Database,
-    path: str,
-    *,
-    last: bytes,
-    more: Mapping[bytes, bytes],
-    beside: Mapping[str, bytes],
+    source: Database, path: str, *, last: bytes, more: Mapping[bytes, bytes], beside: Iterable[str]
 ) -> None:
     """Make a new database at `path` of all that is in `source` now, and of the keys in `more`.
 
     `last` is the last key that there is: an iteration that ends before it was cut short by damage.
-    `beside` are small files that stand in the folder as well: the contents of each by its name.
+    `beside` are the names of small files that are copied if they are in the folder of `source`.
     Raises DatabaseError if `path` is there already, or if the copy fails; then nothing of the copy
     is left.
     """
@@ -52,8 +47,9 @@ def copy(
                 files.sync_older_journals(target.folder)
         finally:
             target.close()
-        for name, data in beside.items():
-            files.write_file(os.path.join(unfinished, name), data)
+        for name in beside:
+            if (data := files.read_file(os.path.join(source.folder, name))) is not None:
+                files.write_file(os.path.join(unfinished, name), data)
         files.sync_folder(unfinished)
         os.rename(unfinished, path)
         files.sync_folder(path)

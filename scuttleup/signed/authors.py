@@ -41,6 +41,8 @@ from .signing import (
 
 # The file in the database's folder that holds the secret key, 32 bytes.
 KEY_FILE = "signing.key"
+# What is wrong with a key that is not there.
+_MISSING = "is not here"
 
 
 class Authors:
@@ -91,9 +93,10 @@ class Authors:
         "Our own log" above.
         """
         if self._key is None:
+            why = _read_key(self._database)[1] or "was not handed in"
             raise ScuttleupError(
-                f"the secret key of {self._id!r} is not here: its log can be read and replicated, "
-                "but not appended to"
+                f"the secret key of {self._id!r} {why}: its log can be read and replicated, but "
+                "not appended to"
             )
         signer = Signer(self._key)
         if signer.id != self._id:
@@ -151,6 +154,19 @@ def new_key(database: Database, key: bytes | None) -> None:
         files.write_file(path, key)
 
 
+def _read_key(database: Database) -> tuple[bytes | None, str]:
+    """The secret key in the database's folder and "", or None and what is wrong with it."""
+    try:
+        key = files.read_file(os.path.join(database.folder, KEY_FILE))
+    except OSError as error:
+        return None, f"cannot be read, {KEY_FILE}: {error.strerror}"
+    if key is None:
+        return None, _MISSING
+    if len(key) != KEY_BYTES:
+        return None, f"is damaged, {KEY_FILE} has {len(key)} bytes and not {KEY_BYTES}"
+    return key, ""
+
+
 def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: bool) -> str:
     """Decide on the id of our own log.
 
@@ -178,21 +194,22 @@ def find_id(stored: str | None, id: str | None, key: bytes | None, only_signed: 
 
 
 def load_key(database: Database, *, make: bool) -> bytes | None:
-    """The secret key that lies in the database's folder, or None if there is none.
+    """The secret key that lies in the database's folder, or None if none can be read there.
 
     If there is none and `make` is true, a new key is made and stored. Raises ValueError if the
-    database has a log already, which cannot become a signed one, and ScuttleupError if PyNaCl is
-    missing.
+    database has a log already, which cannot become a signed one, DatabaseError if it has none and
+    its key is damaged, and ScuttleupError if PyNaCl is missing.
     """
+    key, why = _read_key(database)
     with database.reads, database as db:
-        key = files.read_file(os.path.join(database.folder, KEY_FILE))
-        if key is not None and len(key) != KEY_BYTES:
-            raise Unreadable(f"{KEY_FILE} has {len(key)} bytes, not {KEY_BYTES}")
         id = load_id(db)
+        if id is None and why not in ("", _MISSING):
+            # It may be the key of a log that was lost. Nothing is put in its place.
+            raise Unreadable(f"its secret key {why}")
     if key is not None or not make:
         return key
     if id is not None:
-        why = "its secret key is not here" if is_signed(id) else "it was not begun as a signed one"
+        why = f"its secret key {why}" if is_signed(id) else "it was not begun as a signed one"
         raise ValueError(f"{database.path}: the log {id!r} cannot be signed, {why}")
     key = os.urandom(KEY_BYTES)
     # Before anything is written, because this raises where PyNaCl is missing.

@@ -333,12 +333,17 @@ def _sha256() -> Any:
 def _nacl() -> Any:
     """The module `nacl` with all its parts that are used.
 
-    Raises ScuttleupError, which says how to install PyNaCl, if that is missing.
+    Raises ScuttleupError, which says how to install PyNaCl, if that is missing, and else why it
+    does not load.
     """
     try:
         import nacl.bindings
         import nacl.exceptions
     except ImportError as error:
+        if error.name not in ("nacl", "nacl.bindings"):  # it is here and lacks a part, as cffi
+            raise ScuttleupError(
+                f"signed logs need PyNaCl, which fails to load: {error}"
+            ) from error
         raise ScuttleupError(
             "signed logs need PyNaCl, which this installs: pip install 'scuttleup[signed]'"
         ) from error
