@@ -13,7 +13,9 @@ from commands import Command
 
 import scuttleup
 from scuttleup import Change, DatabaseError, Fork, ForkedLog, Scuttleup, ScuttleupError
+from scuttleup.command.check import check_logs
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
+from scuttleup.replication.messages import encode_changes, encode_handshake
 
 
 def raw(logs: Scuttleup) -> list[Change]:
@@ -128,9 +130,13 @@ def test_an_owner_learns_that_his_log_has_forked_and_begins_a_new_one(
         backup.resume()
         backup.append(b"there")
         assert backup.fork is None
+        assert [log.fault for log in check_logs(backup)] == [""]
         with pytest.raises(ValueError, match="fork at 3"):
             backup.write(elsewhere)
         assert backup.fork == Fork(3, "by write")
+        assert [log.fault for log in check_logs(backup)] == [
+            "3 has another entry, as was seen by write"
+        ]
     with scuttleup.open(tmp_path / "backup.db") as backup:
         assert backup.fork == (3, "by write")
         for append in (lambda: backup.append(b"z"), lambda: backup.extend([b"z"])):
@@ -165,6 +171,37 @@ def test_a_fork_is_learnt_from_a_remote_that_has_more(tmp_path: Path) -> None:
         theirs.receive_data(ours.data_to_send())
         ours.receive_data(theirs.data_to_send())
         assert backup.fork == (3, "in a remote's entries")
+
+
+def test_a_fork_that_check_finds_is_noted(tmp_path: Path, db: Any) -> None:
+    key = bytes(range(32))
+    here, there = (Scuttleup(db.prefixed_db(name), key=key) for name in (b"here", b"there"))
+    here.extend([b"one", b"two"])
+    there.extend([b"one", b"another two", b"three"])
+    third = raw(there)[2].entry
+    db.put(b"here" + log_prefix(here.id) + pack_seq(3), third)
+    here = Scuttleup(db.prefixed_db(b"here"), key=key)
+    assert [log.fault for log in check_logs(here)] == ["fork at 3"]
+    assert here.fork == (3, "by check")
+
+
+@pytest.mark.parametrize(
+    ("entries", "seq"), [([("us", 2, b"there"), ("us", 3, b"there")], 2), ([("us", 4, b"far")], 4)]
+)
+def test_what_can_be_known_of_a_fork_of_an_unsigned_log_is_told(
+    db: Any, caplog: pytest.LogCaptureFixture, entries: list[tuple[str, int, bytes]], seq: int
+) -> None:
+    """Appending goes on, because a stranger may have made these entries."""
+    logs = Scuttleup(db, id="us")
+    logs.extend([b"before", b"here"])
+    stream = logs.create_replication_stream()
+    stream.receive_data(encode_handshake("far", {"us": 4}, "sync"))
+    for each in entries:
+        stream.receive_data(encode_changes(*each[:2], [each[2]]))
+    said = f"your own log 'us' has forked at {seq}, as was seen in a remote's entries"
+    assert said in caplog.messages
+    assert stream.replicated.refused
+    assert (logs.fork, logs.append(b"on").seq) == (None, 3)
 
 
 @pytest.mark.parametrize("signed", [False, True])

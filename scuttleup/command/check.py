@@ -10,7 +10,7 @@ same, because whoever copies the log from here gets it with the gap.
 
 The database stays in use meanwhile. Its lock is given back after each run of entries and after each
 KEYS keys, so others wait for some milliseconds at most. What is stored after the start is not
-looked at. Nothing is changed.
+looked at. Nothing is changed, but a fork of our own log that is found here is noted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from ..errors import DatabaseError
+from ..identity import note_fork
 from ..keys import CHANGES, SEPARATOR, check_peer, unpack_seq
 from ..leveldb import Database
 from ..log import Scuttleup
@@ -54,9 +55,14 @@ def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
     >>> for log in check_logs(logs):
     ...     print(log.peer, log.fault or "is right")
     """
-    database = logs._own_store("check").database
+    store = logs._own_store("check")
     for peer, last in sorted(logs.head.items()):
-        yield _check_log(database, peer, last)
+        log = _check_log(store.database, peer, last)
+        if peer == store.id and log.fault.startswith("fork at "):
+            note_fork(store, int(log.fault.rpartition(" ")[2]), "by check")
+        elif peer == store.id and store.fork:
+            log = log._replace(fault="{} has another entry, as was seen {}".format(*store.fork))
+        yield log
 
 
 def _check_log(database: Database, peer: str, last: int) -> CheckedLog:

@@ -44,11 +44,15 @@ def resume(store: Store) -> None:
 
 
 def note_fork(store: Store, seq: int, where: str) -> None:
-    """Remember that another entry `seq` than ours bears our signature, as was seen `where`."""
+    """Remember that another entry `seq` than ours bears our signature, as was seen `where`.
+
+    Where our log is not signed, that is only told: a stranger may have made the entry.
+    """
     with store.database.writes, store.database as db:
         if store.fork is None:
-            db.put(FORK, f"{seq} {where}".encode(), sync=True)
-            store.go_on(Fork(seq, where), store.backup)
+            if store.is_signed:
+                db.put(FORK, f"{seq} {where}".encode(), sync=True)
+                store.go_on(Fork(seq, where), store.backup)
             text = f"your own log {store.id!r} has forked at {seq}, as was seen {where}"
             store.events.tell("error", "own fork", text)
 

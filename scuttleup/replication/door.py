@@ -18,7 +18,8 @@ reason. These are the rules, in the order in which they are asked:
 7. The entry is not above `max_entry`.
 8. The author has signed the entry, and not another entry in its place (a fork).
 9. The entry leaves no gap in our own log. A stranger's entry would otherwise decide on the number
-   of our next entry. Our own signed log may have gaps, because strangers cannot sign.
+   of our next entry. Our own signed log may have gaps, because strangers cannot sign. Nor does a
+   remote show another entry of our own unsigned log than is here: that may be a fork, and is told.
 10. `verify` has nothing against the entry.
 
 *A fault in a log harms that log alone.* The entries before the fault are stored, that log is left
@@ -39,7 +40,7 @@ remote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from traceback import format_exception
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ from ..store import Store, too_large
 from .budget import Holding
 
 _NO_ROOM = "there is no room for another log"
+_GAP = "of our own log does not follow"
 # Reasons that are nobody's failure.
 UNWANTED = "not accepted", "forgotten"
 
@@ -156,9 +158,10 @@ class Door:
         store.refuse_nested()
         with store.database.writes, store.database:
             store.settle()
-            approved, verdicts = self._decide(runs)
+            approved, verdicts = self._decide(runs, compares=False)
             if verdicts:
-                self._note_fork(verdicts, "by write")
+                if store.is_signed:
+                    self._note_fork(verdicts, "by write")
                 raise ValueError("; ".join(f"{peer!r}: {why}" for peer, _, why in verdicts))
             return store.commit(approved, sync)
 
@@ -175,9 +178,12 @@ class Door:
                     count += len(keys_between(db, start, stop, last + 1 - first))
         return count
 
-    def _decide(self, runs: Iterable[Run]) -> tuple[list[Run], list[Verdict]]:
+    def _decide(
+        self, runs: Iterable[Run], *, compares: bool = True
+    ) -> tuple[list[Run], list[Verdict]]:
         """Which of `runs`, or parts of them, may be stored behind what is here, and the verdicts.
 
+        With `compares` an entry of our own log is no known one if the entry here is another.
         All of it stands here, because each run may be of another log: some 5,000 in a turn.
         """
         store, most, room = self._store, self._store.max_entry, self._store.room
@@ -194,6 +200,10 @@ class Door:
                 continue
             head = heads[peer] if peer in heads else store.heads.get(peer, 0)
             if 0 < first <= head:
+                if compares and peer == store.id and self._is_another(first, entries):
+                    verdicts.append(Verdict(peer, first, f"fork at {first}"))
+                    bad.add(peer)
+                    continue
                 entries, first = entries[head + 1 - first :], head + 1
                 if not entries:
                     continue
@@ -219,7 +229,7 @@ class Door:
                     entries, fault = entries[: checked.proven], checked.fault
                     bad_seq = first + checked.proven
             elif entries and peer == store.id and first != head + 1:
-                entries, fault = [], f"entry {first} of our own log does not follow {head}"
+                entries, fault = [], f"entry {first} {_GAP} {head}"
             if fault:
                 verdicts.append(Verdict(peer, bad_seq, fault))
                 bad.add(peer)
@@ -243,10 +253,17 @@ class Door:
             if ours and ours[:-SIGNATURE_BYTES] != proof[:-SIGNATURE_BYTES]:
                 note_fork(self._store, seq, "by a remote")
 
+    def _is_another(self, seq: int, entries: Sequence[bytes]) -> bool:
+        """Whether our own log is not signed, and its entry `seq` here is not that in `entries`."""
+        store = self._store
+        with suppress(EntryNotFound):
+            return not store.is_signed and bool(entries) and store.get(store.id, seq) != entries[0]
+        return False
+
     def _note_fork(self, verdicts: list[Verdict], where: str) -> None:
-        """Tell the store if one of `verdicts` proves that our own log has forked."""
+        """Tell the store if one of `verdicts` says that our own log has gone on elsewhere."""
         for peer, seq, reason in verdicts:
-            if peer == self._store.id and reason == f"fork at {seq}":
+            if peer == self._store.id and (reason == f"fork at {seq}" or _GAP in reason):
                 note_fork(self._store, seq, where)
 
     def _log_fault(self, peer: str, is_new: bool) -> str:
