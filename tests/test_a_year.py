@@ -135,7 +135,7 @@ def test_an_owner_learns_that_his_log_has_forked_and_begins_a_new_one(
             backup.write(elsewhere)
         assert backup.fork == Fork(3, "by write")
         assert [log.fault for log in check_logs(backup)] == [
-            "3 has another entry, as was seen by write"
+            "has forked at 3, as was seen by write"
         ]
     with scuttleup.open(tmp_path / "backup.db") as backup:
         assert backup.fork == (3, "by write")

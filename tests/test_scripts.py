@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -147,3 +149,31 @@ def test_importing_the_package_loads_neither_asyncio_nor_json() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert files("scuttleup").joinpath("py.typed").is_file()
+
+
+LITTER = """
+    .hypothesis/x tests/.hypothesis/x tests/logs.db/signing.key tests/alice-key.pem tests/.coverage
+    tests/.test_log.py.swp tests/test_log.py~ tests/#test_log.py# tests/interop/node_modules/a/x.py
+    scuttleup/signing.key scuttleup/a.db/000003.log scuttleup/log.py.rej scuttleup/.log.py.swp
+    scuttleup/log.py~ scuttleup/.DS_Store scuttleup/.mypy_cache/x.py scuttleup/signed/alice-key.pem
+"""
+
+
+def test_the_sdist_of_an_untidy_tree_has_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = pytest.importorskip("flit_core.buildapi")
+    tree = tmp_path / "tree"
+    for folder in "scuttleup", "tests":
+        ignored = shutil.ignore_patterns("node_modules", ".*", "__pycache__")
+        shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
+    for name in "append.py", "read.py", "README.md", "pyproject.toml", "tests/.gitattributes":
+        shutil.copy(ROOT / name, tree / name)
+    tidy = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    for name in LITTER.split():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    monkeypatch.chdir(tree)
+    with tarfile.open(tmp_path / backend.build_sdist(str(tmp_path))) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert names == tidy | {"PKG-INFO"}

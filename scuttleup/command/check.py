@@ -61,7 +61,7 @@ def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
         if peer == store.id and log.fault.startswith("fork at "):
             note_fork(store, int(log.fault.rpartition(" ")[2]), "by check")
         elif peer == store.id and store.fork:
-            log = log._replace(fault="{} has another entry, as was seen {}".format(*store.fork))
+            log = log._replace(fault="has forked at {}, as was seen {}".format(*store.fork))
         yield log
 
 
