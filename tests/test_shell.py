@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -124,13 +125,35 @@ def test_a_closed_file_is_none_of_the_database_and_no_traceback(command: str, cl
 
 
 @pytest.mark.usefixtures("many")
-@pytest.mark.parametrize("command", [*READERS, "read.py"])
+@pytest.mark.parametrize("command", [*READERS, "new-id", "forget x", "read --live", "read.py"])
 def test_a_full_stdout_is_one_line_and_status_1(command: str) -> None:
     name = "read.py" if command == "read.py" else "scuttleup"
     with open("/dev/full", "w") as full:
         status, _, err = start(command, stdout=full).result()
         assert (status, err) == (1, f"{name}: [Errno 28] No space left on device\n")
         assert start("read --since missing", stderr=full).result()[:2] == (1, "")
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("command", [*READERS, "read.py"])
+def test_what_somebody_else_appends_to_the_file_of_stdout_takes_nothing_away(command: str) -> None:
+    expected = start(command).result()[1]
+    with open("out", "ab") as ours, open("out", "ab", buffering=0) as theirs:
+        theirs.write(b"before|")
+        reader = start(command, stdout=ours)
+        while reader.poll() is None:
+            theirs.write(b"theirs|")
+    out = Path("out").read_text()
+    assert out.startswith("before|theirs|")
+    assert (reader.returncode, out.replace("theirs|", "")) == (0, "before|" + expected)
+
+
+def test_a_file_that_grows_is_appended_up_to_its_end_and_later_from_there() -> None:
+    with open("lines", "ab", buffering=0) as growing, open("lines") as lines:
+        for piece in b"one\ntwo", b"", b"\nthree\n":
+            growing.write(piece)
+            assert start("append", stdin=lines).wait(LIMIT) == 0
+    assert entries() == ["one", "two", "", "three"]
 
 
 @pytest.mark.usefixtures("many")
@@ -218,18 +241,73 @@ def test_a_signal_while_it_starts_ends_it_as_later(module: str, act: str, signam
         assert "Traceback" not in peer.stderr.read()
 
 
-@pytest.mark.parametrize("isolated", [[], ["unshare", "--map-root-user", "--pid", "--fork"]])
-def test_pid_1_ends_on_sigterm(isolated: list[str]) -> None:
-    """The kernel keeps from the first process of a container what that has no handler for."""
-    if isolated and subprocess.run([*isolated, "true"], capture_output=True).returncode:
-        isolated = []
-    args = [*isolated, sys.executable, "-m", "scuttleup", "replicate", "--listen", "0"]
-    options: dict[str, Any] = {"env": ENVIRONMENT, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(args, stdin=subprocess.DEVNULL, **options) as process:
-        assert process.stderr is not None
-        assert "listening on" in process.stderr.readline()
-        children = psutil.Process(process.pid).children() if isolated else [process]
-        children[0].send_signal(signal.SIGTERM)
+# What starts a command, the variables that it hands over beside PATH, and stdin, None for a pipe.
+# In a namespace of its own it is the process 1, which the kernel spares what it has no handler for.
+NAMESPACE = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
+PLACES: dict[str, tuple[list[str], dict[str, str], int | None]] = {
+    "cron": ([], {"LANG": "C", "SHELL": "/bin/sh"}, None),
+    "systemd": ([], {"LANG": "C.UTF-8", "INVOCATION_ID": "x"}, subprocess.DEVNULL),
+    "docker run": (NAMESPACE, {"HOSTNAME": "x"}, subprocess.DEVNULL),
+    "docker run -i": (NAMESPACE, {"HOSTNAME": "x"}, None),
+}
+# In this order, and what each prints.
+TABLE = {
+    "append y": "",
+    "append": "",
+    "import": "",
+    "head": "  1 'them'\n* 2 'us'\n",
+    "head --json": '{"them": 1, "us": 2}\n',
+    "read --since seen": "{peer: 'us', seq: 2, entry: 'y'}\n",
+    "check": "'them': 1 entries up to number 1\n'us': 2 entries up to number 2\n",
+    "forget them": "'them': 1 entries deleted\n",
+    "remember them": "",
+    "export": "".join(
+        f'{{"peer": "us", "seq": {n}, "entry": "{entry}"}}\n' for n, entry in [(1, "x"), (2, "y")]
+    ),
+    "backup new.db": "",
+    "--db new.db resume": "",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_command_where_there_is_no_terminal_no_home_and_no_input(place: str) -> None:
+    """stdout is a socket, as that of a service is, and stdin is at its end or /dev/null."""
+    before, variables, stdin = PLACES[place]
+    if before and subprocess.run([*before, "true"], capture_output=True).returncode:
+        before = []  # this machine lets nobody make a namespace
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables}
+
+    def begin(command: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [*before, sys.executable, "-m", "scuttleup", *command.split()],
+                env=environment, stdin=subprocess.PIPE if stdin is None else stdin,
+                stdout=theirs.fileno(), stderr=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
+        Command.ends.callback(process.kill)
+        if process.stdin:
+            process.stdin.close()
+            process.stdin = None
+        return process, ours
+
+    with scuttleup.open("logs.db", id="us") as logs:
+        logs.append("x")
+        logs.write([("them", 1, b"z")])
+    Path("seen").write_text('{"them": 1, "us": 1}')
+    for command, expected in TABLE.items():
+        process, ours = begin(command)
+        with ours, ours.makefile() as out:
+            assert (out.read(), process.communicate()[1]) == (expected, b""), command
+        assert process.returncode == 0, command
+    process, ours = begin("replicate --listen 0")
+    with ours:
+        assert process.stderr
+        said = sorted([process.stderr.readline(), process.stderr.readline()])
+        assert said[0].startswith(b"scuttleup: listening on ")
+        assert said[1] == b"scuttleup: stdin has ended: nothing more is taken from it\n"
+        [ended] = psutil.Process(process.pid).children() if before else [process]
+        ended.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT) == 0
 
 
