@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
+import contextlib
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command
 from interop import FOLDER, require_node
 from readme import ROOT, TEXT, block, blocks
 
@@ -29,18 +32,22 @@ from scuttleup.command import cli
 from scuttleup.signed import signing
 
 # Each block by a text that only it has. Those of the chat and of Node have tests of their own.
-PYTHON = API, SERVER, CHAT, SIGNED, STATE = (
-    "logs.entry(", "alice.db", '"username"', "signed=True", "sqlite3"
+PYTHON = API, SERVER, CHAT, SIGNED, STRANGERS, STATE = (
+    "logs.entry(", "alice.db", '"username"', "signed=True", "accept=", "sqlite3"
 )  # fmt: skip
-NODE = NODE_CLIENT, NODE_STRIP = "net.connect", "strip"
+NODE = (NODE_CLIENT,) = ("net.connect",)
+SHELL = EXERCISE, TALK, NEWS, MONDAY, TLS, TESTS = (
+    "append.py", "alice.db replicate --listen", "seen.json", "monday.db", "openssl", "bin/pytest"
+)  # fmt: skip
 
 WORDS = re.sub(r"\s+", " ", TEXT)  # with every line break a blank
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NODE_PATH": str(FOLDER / "node_modules")}
 
 
 def test_every_block_of_code_is_one_that_a_test_runs() -> None:
-    for language, texts in (("python", PYTHON), ("js", NODE)):
+    for language, texts in (("python", PYTHON), ("js", NODE), ("sh", SHELL), ("ini", ("Exec",))):
         assert blocks(language) == [block(language, containing=text) for text in texts]
+    assert TEXT.count("```") == 2 * (len(PYTHON) + len(NODE) + len(SHELL) + 1)
 
 
 # --- The programs ---
@@ -67,29 +74,104 @@ def test_a_signed_log_is_made(
     assert command(["--db", "signed.db", "check"]) == 0
 
 
-def test_each_entry_is_applied_once_to_a_state(
+def test_whose_logs_are_taken_and_a_stranger_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    with scuttleup.open("signed.db", signed=True) as logs:
+        logs.write([("a-friend", n, b"x") for n in range(1, 1003)] + [("a-stranger", 1, b"x")])
+    found: dict[str, Any] = {}
+    exec(block("python", containing=STRANGERS), found)
+    assert all(map(signing.is_signed, found["friends"]))
+    with scuttleup.open("signed.db") as logs:
+        assert [seq for _, seq, _ in logs.create_read_stream()] == [1001, 1002]
+        assert logs.forgotten == {"a-stranger"}
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_each_entry_is_applied_once_to_a_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    """Live it ends here with an error of the state, and takes that entry up the next time."""
+    monkeypatch.chdir(tmp_path)
+    code = block("python", containing=STATE)
+    end = contextlib.nullcontext() if not live else pytest.raises(sqlite3.IntegrityError)
+    if live:
+        assert "With `since=since, live=True` and batches of 1 it goes on" in WORDS
+        code = code.replace("since=since)", "since=since, live=True)").replace("1000", "1")
+        code = code.replace("word TEXT", "word TEXT CHECK (word <> 'end')")
     for entries in ["one two", "two"], ["three"]:
         with scuttleup.open("logs.db") as logs:
-            logs.extend(entries)
+            logs.extend([*entries, *["end"] * live])
         for _ in range(2):
-            exec(block("python", containing=STATE), {})
+            with end:
+                exec(code, {})
+        with scuttleup.open("logs.db") as logs:
+            logs.delete(logs.id, logs.head[logs.id]) if live else None
     state = sqlite3.connect("state.sqlite")
-    assert [word for (word,) in state.execute("SELECT * FROM words")] == [
-        "one",
-        "two",
-        "two",
-        "three",
+    words = [word for (word,) in state.execute("SELECT * FROM words")]
+    assert words == ["one", "two", "two", "three"]
+
+
+# --- The recipes of the shell ---
+
+
+def sh(code: str) -> str:
+    """What these commands print, in the order in which they stand there, with our `scuttleup`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", "-ec", code], env={**ENVIRONMENT, "PATH": path}, check=True, text=True, stdout=PIPE
+    ).stdout
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_cron_appends_beside_a_running_peer_and_shows_what_is_new() -> None:
+    with scuttleup.open("logs.db") as logs:
+        logs.write([("them", 1, b"first")])
+    peer = Command("replicate", "--listen", "0", stdin=subprocess.DEVNULL)
+    peer.port()
+    shown = [re.findall("entry: '(.*)'", sh(block("sh", containing=NEWS))) for _ in range(2)]
+    assert [sorted(each) for each in shown] == [
+        ["first", "the night is over"],
+        ["the night is over"],
     ]
+    assert peer.end()[0] == 0
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_database_is_backed_up_restored_moved_and_begun_anew() -> None:
+    with scuttleup.open("friend.db") as friend, scuttleup.open("alice.db") as alice:
+        alice.extend(["one", "two"])
+        friend.write([*alice.create_read_stream(), (alice.id, 3, "lost here")])
+    peer = Command("--db", "friend.db", "replicate", "--listen", "0", stdin=subprocess.DEVNULL)
+    port = str(peer.port())
+    new = sh(block("sh", containing=MONDAY).replace("2014", port)).splitlines()[-1]
+    with scuttleup.open("monday.db") as monday, scuttleup.open("new.db") as moved:
+        assert monday.id == new
+        assert signing.is_signed(new)
+        assert monday.head == {alice.id: 3}
+        assert list(monday.create_read_stream()) == list(moved.create_read_stream())
+        assert monday.append("on").seq == 1
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_the_service_runs_and_sigterm_ends_it_with_0() -> None:
+    unit = configparser.ConfigParser()
+    unit.read_string(block("ini", containing="Exec"))
+    program, *args = shlex.split(unit["Service"]["ExecStart"])
+    assert program.endswith("/.venv/bin/scuttleup")
+    args = [each.replace("/srv/logs/", "").replace("0.0.0.0:2014", "0") for each in args]
+    service = Command(*args, stdin=subprocess.DEVNULL, start_new_session=True)
+    service.port()
+    assert service.end(signal.SIGTERM)[0] == 0
+    assert os.listdir() == ["alice.db"]
 
 
 async def test_the_files_of_tls_are_made_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_logs: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["sh", "-ec", block("sh", containing="openssl")], check=True)
+    subprocess.run(["sh", "-ec", block("sh", containing=TLS)], check=True)
     [call] = re.findall(r"Peer\(logs, tls=(scuttleup\.load_tls\(.*?\))", WORDS)
     tls = eval(call)
     async with (
@@ -212,7 +294,7 @@ def test_the_names_that_stand_for_those_of_the_original_are_those_of_the_api() -
         ),
         ("of what it promised came for {} seconds", limits.PROMISED),
         ("some {} bytes a log", limits.LOG_BYTES),
-        ("remove the last {}:", signing.TRAILER_BYTES),
+        ("remove the last {} of each entry", signing.TRAILER_BYTES),
     ],
 )
 def test_a_number_is_that_of_the_code(text: str, number: int | str) -> None:
@@ -226,12 +308,12 @@ def test_the_keys_of_the_database_are_those_of_the_code() -> None:
         ("`m` U+00FF `head` U+00FF peer", keys.DELETED_HEADS + b"peer"),
         ("`m` U+00FF `hash` U+00FF peer", keys.DELETED_HASHES + b"peer"),
     ):
-        assert f"| {key} |" in TEXT
+        assert key in TEXT
         assert key.replace("`", "").replace(" U+00FF ", "\xff").encode() == prefix
 
 
 def test_the_javascript_knows_a_signed_id_as_we_do() -> None:
-    [pattern] = re.findall(r"/\^(.*)\$/$", block("js", containing=NODE_STRIP), re.MULTILINE)
+    [pattern] = re.findall(r"`/\^(.*)\$/`", TEXT)
     id = signing.id_of(bytes(range(32)))
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/="
     for other in [id[:-1] + last for last in alphabet] + [id[:-1], id + "A", id[1:]]:
@@ -246,7 +328,7 @@ def test_versions_and_bindings_are_those_of_the_package() -> None:
         "python_version < '3.12' or python_version >= '3.15'",
         "python_version >= '3.12' and python_version < '3.15'",
     ]
-    assert "| | CPython 3.11 | 3.12 to 3.14 | 3.15 |" in TEXT
+    assert "| CPython 3.11 | 3.12 to 3.14 | 3.15 |" in TEXT
     bindings = [re.findall(r"\| (plyvel[-\w]*)", line) for line in TEXT.splitlines()]
     assert bindings.count(["plyvel", "plyvel-next", "plyvel"]) == 2
     [original] = re.findall(r"package \[scuttleup\]\(.*?\) (\S+)\. ", WORDS)
