@@ -136,8 +136,8 @@ MAX_STRANGERS = 8
 MAX_MESSAGE = 64 * 1024 * 1024
 # Seconds in which a process that has connected has to prove itself.
 SHARE_SECONDS = 5
-# Seconds after which we look, again and again, whether a process that waits for news is still
-# there.
+# Seconds after which a process that waits for news hears that there are none, so that each side
+# notices that the other one has gone.
 SHARE_LOOK = 0.2
 # Seconds that a call waits for the process that has the database open. Deleting a range and
 # compacting wait as long as that process is there.

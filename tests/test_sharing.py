@@ -100,6 +100,13 @@ def test_what_a_user_of_the_logs_has_is_what_the_owner_has(tmp_path: Path) -> No
         assert len(list(logs.create_read_stream())) == 3
 
 
+def test_no_value_of_a_call_is_taken_for_an_error(tmp_path: Path) -> None:
+    with scuttleup.open(tmp_path / "logs.db", share=True), use_shared(tmp_path / "logs.db") as user:
+        for name in ("DatabaseError", "raise"):
+            user.forget(name)
+        assert user.forgotten == {"DatabaseError", "raise"}
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -4,23 +4,23 @@ Theory of operation
 -------------------
 
 The process that has a database open, its *owner*, listens on the loopback interface. The file
-`share` in the database's folder tells where, with a secret that only this user can read, and with
-the device and inode of the folder, so a copy of the folder does not lead to the original. TCP is
-there on every system, and no socket lies in a folder that is copied or cleaned.
+`share` in the database's folder names the port and a secret, and only this user can read it. The
+file also names the device and the inode of the folder, so a copy of the folder does not lead to the
+original. Every system has TCP, and no socket lies in a folder that is copied or cleaned.
 
-*Who is who.* Other users of the machine can connect, too. So each side proves first that it knows
-the secret, by an HMAC of what the other side has just made up, and does not tell the secret. A port
-that belongs to somebody else by now learns nothing, and is not believed.
+*Proof.* Other users of the machine can connect, too. So each side first proves that it knows the
+secret, by an HMAC of bytes that the other side has just made up. Neither side tells the secret. A
+port that belongs to another program by now learns nothing, and is not believed.
 
-*A message* is a value of JSON and some entries as they are: two lengths of 4 bytes, the JSON, and
-the entries one after the other. The last part of the JSON tells how long each of them is.
+*A message* is a value of JSON and some entries: two lengths of 4 bytes, the JSON, and the entries
+one after the other. The last part of the JSON is a list of the entries' lengths.
 
 *After a fork* the child closes its descriptors of all links, without a word to the other side. If
 they stayed open, nobody would see that the parent has ended.
 
-`multiprocessing.connection` would do much of this. But it waits for ever for the proof of one who
-is silent, and where SIGPIPE ends the process, as in `scuttleup read | head`, so does a write to a
-process that has gone.
+`multiprocessing.connection` would do much of this. But it waits without limit for the proof of a
+silent client, and a write to a process that has gone ends the program where SIGPIPE does, as in
+`scuttleup read | head`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from __future__ import annotations
 import hmac
 import json
 import os
-import select
 import socket
 import struct
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from time import monotonic
 from typing import Any
 
@@ -50,33 +49,32 @@ _LENGTHS = struct.Struct(">II")
 _SECRET_BYTES = 32
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 # Every link and every listening socket, for a child process to close.
-_open: weakref.WeakSet[Any] = weakref.WeakSet()
+OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Link:
-    """One side of a connection over `sock`, with a time limit of `seconds` for the proof.
+    """One side of a connection over `sock`.
 
-    One thread at a time may ask, or answer.
-
-    Everything raises OSError where the other side has gone or takes too long, and ValueError for
-    what is no message.
+    One thread at a time may use a link, but any thread may `end` it. An OSError says that the other
+    side has gone or takes too long, and a ValueError that something is no message.
     """
 
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._file = sock.makefile("rb")
         # Why the link cannot be used any more; None as long as it can.
         self.refusal: str | None = None
-        self._seconds = seconds
-        sock.settimeout(seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Also when the garbage collector finds the link: it would finalize the socket first.
         weakref.finalize(self, _close, self._file, sock).atexit = False
-        closed_after_fork(self)
+        OPEN.add(self)
 
-    def prove(self, secret: bytes, mine: bytes, other: bytes) -> None:
-        """Prove that we, in the role `mine`, know `secret`, and see that the other side does."""
-        end = monotonic() + self._seconds
+    def prove(self, secret: bytes, mine: bytes, other: bytes, seconds: float) -> None:
+        """Prove that we, in the role `mine`, know `secret`, and see that the other side does.
+
+        All of it may take so many seconds, and so may each message that comes next.
+        """
+        end = monotonic() + seconds
         nonce = os.urandom(_SECRET_BYTES)
         self.send(nonce)
         theirs = self._read_until(end)
@@ -84,7 +82,7 @@ class Link:
         proof = hmac.digest(secret, other + nonce, "sha256")
         if not hmac.compare_digest(self._read_until(end), proof):
             raise OSError("the other side does not know the secret")
-        self.sock.settimeout(self._seconds)
+        self.sock.settimeout(seconds)
 
     @staticmethod
     def pack(value: Any, entries: Iterable[bytes] = ()) -> bytes:
@@ -106,22 +104,20 @@ class Link:
         if length + size > limits.MAX_MESSAGE:
             raise ValueError(f"a message of {length + size} bytes")
         value, sizes = json.loads(self._read(length))
-        data, at, entries = self._read(size), 0, []
-        for size in sizes:
-            entries.append(data[at : at + size])
-            at += size
-        return value, entries
+        data = BytesIO(self._read(size))
+        return value, list(map(data.read, sizes))
 
-    def hears(self, seconds: float = 0) -> bool:
-        """Wait for so long until the other side speaks or has left; return whether it does."""
-        if hasattr(select, "poll"):  # which takes any descriptor
-            poll = select.poll()
-            poll.register(self.sock, select.POLLIN)
-            return bool(poll.poll(seconds * 1000))
-        return bool(select.select([self.sock], [], [], seconds)[0])
+    def hears(self, seconds: float) -> bool:
+        """Wait until the other side speaks or has left; return False if it does not in time."""
+        self.sock.settimeout(seconds)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            return False
+        return True
 
     def _read_until(self, end: float) -> bytes:
-        """A half of a proof, from one who may send a byte now and then to hold the place."""
+        """A half of a proof. A byte now and then is not enough to hold the place."""
         data = b""
         while len(data) < _SECRET_BYTES:
             self.sock.settimeout(max(end - monotonic(), 0.001))
@@ -137,7 +133,7 @@ class Link:
         return data
 
     def end(self, how: int = socket.SHUT_RDWR) -> None:
-        """Wake whoever waits here. The descriptor is closed when nobody holds the link any more."""
+        """Wake the thread that waits here. The descriptor is closed when nobody holds the link."""
         with suppress(OSError):
             self.sock.shutdown(how)
 
@@ -148,13 +144,8 @@ def _close(file: BufferedReader, sock: socket.socket) -> None:
         sock.close()
 
 
-def closed_after_fork(each: Any) -> None:
-    """Have a child process close the socket of `each`, and refuse to use it."""
-    _open.add(each)
-
-
 def _after_fork() -> None:
-    for each in list(_open):
+    for each in list(OPEN):
         each.refusal = FORKED
         with suppress(OSError):
             os.close(each.sock.detach())
@@ -188,9 +179,9 @@ def connect(folder: str, seconds: float) -> Link:
     port, secret, number = json.loads(files.read_file(os.path.join(folder, FILE)) or b"")
     if tuple(number) != ident(folder):
         raise ValueError("the folder is a copy")
-    link = Link(socket.create_connection(("127.0.0.1", port), seconds), seconds)
+    link = Link(socket.create_connection(("127.0.0.1", port), seconds))
     try:
-        link.prove(bytes.fromhex(secret), USER, OWNER)
+        link.prove(bytes.fromhex(secret), USER, OWNER, seconds)
     except BaseException:
         link.end()  # the error may be kept, and keeps the link
         raise

@@ -4,18 +4,22 @@ Theory of operation
 -------------------
 
 *Every link has a thread, and does one thing at a time:* the user asks, the owner answers. A user
-has one link for its calls and one for each of its streams. The owner never sends what was not asked
-for. So a user that does not read has one answer at most in memory, and nobody waits for it but its
-own thread.
+has one link for its calls and one for each of its streams. The owner sends nothing without a
+question. So a user that does not read has one answer at most in memory, and only the thread of its
+link waits for it.
+
+*A live stream* that asks for news gets an empty answer after SHARE_LOOK seconds without any, and
+asks again. So each side soon notices that the other one has gone.
 
 *Strangers have places of their own.* A link whose other side has not proven itself takes none of
-the places for users, and none for longer than SHARE_SECONDS. If all are taken, the one who has been
-silent for longest gives way: a user needs his place for a moment only.
+the places for users, and takes its own place for SHARE_SECONDS at most. If all those places are
+taken, the stranger who came first gives way: a user needs such a place for a moment only.
 
-*The end.* `close` removes the file `share` before the database is given up, so nobody removes that
-of the next owner. A call that is being answered is answered. Every link gets a last word; whoever
-gets it in place of an answer knows that the question was not read. If the process ends without
-`close`, its users see the end of the link, and a write that was asked for may be stored.
+*The end.* `close` removes the file `share` before the database is given up, so nobody removes the
+file of the next owner. A call that is being answered is answered. Then every link gets a last word.
+A user that gets the last word in place of an answer knows that the question was not read. If the
+process ends without `close`, its users see the end of the link, and a write that was asked for may
+be stored.
 """
 
 from __future__ import annotations
@@ -24,64 +28,56 @@ import atexit
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from .. import limits
 from ..changes import Run
-from ..errors import DatabaseLocked, ScuttleupError
+from ..errors import DatabaseError, DatabaseLocked, ScuttleupError
 from ..keys import check_peer, check_seq
 from ..replication import Door, forget, remember
 from ..store import Store
-from .link import OWNER, USER, Link, closed_after_fork, rub_out, write_down
+from .link import OPEN, OWNER, USER, Link, rub_out, write_down
 
 # The last word on a link.
 GOODBYE = "the process that had it open has closed it, or has begun a new log: open it again"
-# What a call may raise that is an answer; anything else would be a mistake of ours.
+# The errors of a call that are an answer; any other error would be a mistake of ours.
 ANSWERS = (ScuttleupError, TypeError, ValueError, OverflowError)
 
-Answer = tuple[Any, list[bytes]]
 
-
-def _write(store: Store, entries: list[bytes], sync: bool | None, spans: list[Any]) -> Answer:
+def _write(store: Store, entries: list[bytes], sync: bool | None, spans: list[Any]) -> int:
     rest = iter(entries)
     runs = [
         Run(check_peer(peer), check_seq(first), list(islice(rest, count)))
         for peer, first, count in spans
     ]
-    return Door(store).write(runs, sync), []
+    return Door(store).write(runs, sync)
 
 
-def _remember(store: Store, peer: str) -> Answer:
-    remember(store, check_peer(peer))
-    return None, []
-
-
-# What a user can ask for: the name of the call, and what answers it.
-CALLS: dict[str, Callable[..., Answer]] = {
-    "heads": lambda store, entries: (store.heads.copy(), []),
-    "append": lambda store, entries, sync: (store.append(entries[0], sync), []),
-    "extend": lambda store, entries, sync: (store.extend(entries, sync), []),
+# The calls that a user can ask for. Each gets the entries and the arguments of the question, and
+# returns an entry or a value of JSON.
+CALLS: dict[str, Callable[..., Any]] = {
+    "heads": lambda store, _: store.heads.copy(),
+    "append": lambda store, entries, sync: store.append(entries[0], sync),
+    "extend": Store.extend,
     "write": _write,
-    "get": lambda store, entries, peer, seq: (0, [store.get(check_peer(peer), check_seq(seq))]),
-    "delete": lambda store, entries, peer, first, last: (
-        store.delete(check_peer(peer), check_seq(first), check_seq(last)),
-        [],
-    ),
-    "forgotten": lambda store, entries: (sorted(store.forgotten), []),
-    "forget": lambda store, entries, peer: (forget(store, check_peer(peer)), []),
-    "remember": lambda store, entries, peer: _remember(store, peer),
-    "compact": lambda store, entries: (store.compact(), []),
+    "get": lambda store, _, peer, seq: store.get(check_peer(peer), check_seq(seq)),
+    "delete": lambda store, _, peer, *span: store.delete(check_peer(peer), *map(check_seq, span)),
+    "forgotten": lambda store, _: sorted(store.forgotten),
+    "forget": lambda store, _, peer: forget(store, check_peer(peer)),
+    "remember": lambda store, _, peer: remember(store, check_peer(peer)),
+    "compact": lambda store, _: store.compact(),
 }
 
 
-def _end_silence(silence: threading.Lock) -> None:
-    """Wake the thread that waits for `silence`. Twice is like once, as for an `_Alarm`."""
-    with suppress(RuntimeError):
-        silence.release()
+def _refusal(error: Exception, *, last: bool = False) -> bytes:
+    """The message that a user raises as an error. The `last` one ends the link."""
+    return Link.pack({"raise": type(error).__name__, "text": str(error), "last": last})
 
 
 class Share:
@@ -92,11 +88,13 @@ class Share:
         # Why nobody can come in any more; None as long as others can.
         self.refusal: str | None = None
         self.sock = socket.create_server(("127.0.0.1", 0), backlog=limits.MAX_USERS)
-        closed_after_fork(self)
-        # The links that have proven themselves, each with the lock that its thread waits for while
-        # there is no news, and those that have not yet.
-        self._users: dict[Link, threading.Lock] = {}
-        self._strangers: dict[Link, None] = {}
+        OPEN.add(self)
+        # The links that have not proven themselves yet, and the places of those that have.
+        self._strangers: OrderedDict[Link, None] = OrderedDict()
+        self._places = threading.Semaphore(limits.MAX_USERS)
+        # The links in these places, each with a queue that wakes its thread when there is news. Not
+        # an Event: a Ctrl-C in the Python code of an Event leaves the Event stuck.
+        self._users: dict[Link, SimpleQueue[None]] = {}
         try:
             self._secret = write_down(store.database.folder, self.sock.getsockname()[1])
             threading.Thread(target=self._accept, name="scuttleup share", daemon=True).start()
@@ -110,13 +108,10 @@ class Share:
         """Give each connection a thread, in a thread of its own."""
         while self.refusal is None:
             try:
-                sock = self.sock.accept()[0]
-                link = Link(sock, limits.SHARE_SECONDS)
-                if len(strangers := list(self._strangers)) >= limits.MAX_STRANGERS:
-                    self._strangers.pop(strangers[0], None)
-                    strangers[0].end()
-                del strangers  # a link is closed when nobody holds it
+                link = Link(self.sock.accept()[0])
                 self._strangers[link] = None
+                if len(self._strangers) > limits.MAX_STRANGERS:
+                    self._strangers.popitem(last=False)[0].end()
                 threading.Thread(target=self._serve, args=(link,), daemon=True).start()
             except (OSError, RuntimeError):  # no descriptor, no thread: that passes
                 time.sleep(0.1)
@@ -124,62 +119,69 @@ class Share:
     def _serve(self, link: Link) -> None:
         """Answer one link until it ends."""
         try:
-            link.prove(self._secret, OWNER, USER)
+            link.prove(self._secret, OWNER, USER, limits.SHARE_SECONDS)
             self._strangers.pop(link, None)
-            # Some of them may be about to leave: see `_feed`.
-            end = time.monotonic() + 2 * limits.SHARE_LOOK
-            while (is_full := len(self._users) >= limits.MAX_USERS) and time.monotonic() < end:
-                time.sleep(0.01)
-            if is_full:
-                full = f"is shared by {limits.MAX_USERS} links, which is the most"
-                return link.send(link.pack([DatabaseLocked.__name__, full]))
-            self._users[link] = silence = threading.Lock()
-            store, id = self._store, self._store.id
-            link.send(link.pack([id, store.max_entry, store.only_signed, store.sync]))
-            link.sock.settimeout(None)
-            while self.refusal is None:
-                (name, *arguments), entries = link.receive()
-                if store.id != id:  # its numbers would be taken for those of the old log
-                    return link.send(link.pack(["DatabaseError", GOODBYE]))
-                if name == "follow":
-                    return self._feed(link, silence, *arguments)
-                try:
-                    answer = CALLS[name](store, entries, *arguments)
-                except ANSWERS as error:
-                    answer = [type(error).__name__, str(error)], []
-                link.send(link.pack(*answer))
-        except OSError:  # it has left
+            try:
+                self._answer(link)
+            except ScuttleupError as error:
+                link.send(_refusal(error, last=True))
+        except OSError:  # the user has left
             pass
         except Exception as error:
             self._store.events.tell("warning", "share", f"a process sent rubbish: {error!r:.300}")
         finally:
             self._strangers.pop(link, None)
-            if link in self._users and self.refusal is not None:
-                with suppress(OSError):
-                    link.send(link.pack(["DatabaseError", GOODBYE]))
-            self._users.pop(link, None)
+            if self._users.pop(link, None):
+                self._places.release()
             link.end()
 
-    def _feed(
-        self, link: Link, silence: threading.Lock, since: dict[str, int], snapshot: bool, live: bool
-    ) -> None:
+    def _answer(self, link: Link) -> None:
+        """Give a user a place, and answer each question. Raises the last word on the link."""
+        # A stream that was closed gives back its place a moment later.
+        if not self._places.acquire(timeout=2 * limits.SHARE_LOOK):
+            raise DatabaseLocked(f"it is shared by {limits.MAX_USERS} links, which is the most")
+        self._users[link] = SimpleQueue()
+        store, id = self._store, self._store.id
+        names = ("max_entry", "only_signed", "sync")
+        about = {name: getattr(store, name) for name in names}
+        link.send(link.pack({**about, "id": id, "signed": store.is_signed}))
+        link.sock.settimeout(None)
+        while True:
+            (name, *arguments), entries = self._listen(link)
+            if store.id != id:  # the numbers would be taken for those of the old log
+                raise DatabaseError(GOODBYE)
+            if name == "follow":
+                return self._feed(link, *arguments)
+            try:
+                answer = CALLS[name](store, entries, *arguments)
+            except ANSWERS as error:
+                link.send(_refusal(error))
+            else:
+                is_entry = isinstance(answer, bytes)
+                link.send(link.pack(None, [answer]) if is_entry else link.pack(answer))
+
+    def _feed(self, link: Link, since: dict[str, int], snapshot: bool, live: bool) -> None:
         """Give one run of entries each time that the user asks for the next one."""
-        wake = partial(_end_silence, silence)
-        try:
-            follower = self._store.follow(
-                since, snapshot=snapshot, live=live, wake=wake, in_order=True
-            )
-            link.send(link.pack([]))
-            while link.receive()[0] == ["next"]:
-                while not (run := follower.read()) and live and self.refusal is None:
-                    silence.acquire(timeout=limits.SHARE_LOOK)
-                    if link.hears():
-                        return
-                if run is None and live:
-                    return  # the logs are being closed
-                link.send(link.pack([run.peer, run.first], run.entries) if run else link.pack([]))
-        except ScuttleupError as error:
-            link.send(link.pack([type(error).__name__, str(error)]))
+        news = self._users[link]
+        follower = self._store.follow(
+            since, snapshot=snapshot, live=live, wake=partial(news.put, None), in_order=True
+        )
+        link.send(link.pack([]))
+        while self._listen(link)[0] == ["next"]:
+            run = follower.read()
+            if run is None and live:
+                with suppress(Empty):
+                    news.get(timeout=limits.SHARE_LOOK)
+                run = follower.read()
+            link.send(link.pack([run.peer, run.first], run.entries) if run else link.pack([]))
+
+    def _listen(self, link: Link) -> tuple[Any, list[bytes]]:
+        """The next question of a user."""
+        with suppress(OSError):
+            question = link.receive()
+            if self.refusal is None:
+                return question
+        raise DatabaseError(GOODBYE)
 
     def close(self) -> None:
         """Take no further question, and say goodbye. Closing it again does nothing."""
@@ -192,9 +194,9 @@ class Share:
         with suppress(OSError):
             socket.create_connection(self.sock.getsockname(), 1).close()
         self.sock.close()
-        for link, silence in list(self._users.items()):
+        for link, news in list(self._users.items()):
             link.end(socket.SHUT_RD)
-            _end_silence(silence)
+            news.put(None)
         # Let each say its last word. But whoever closes the logs in the middle of a write, as a
         # signal handler may, would wait for itself.
         end = time.monotonic() + 1

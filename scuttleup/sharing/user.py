@@ -7,18 +7,18 @@ Theory of operation
 above them, encodings, read streams and the check of arguments, runs here unchanged. Bytes cross the
 link. Numbers, signatures, limits and syncing are the owner's business.
 
-*A question has one answer.* A link is used by one thread at a time. A question that got no answer,
-because the owner has ended, takes too long, or was waited for when a Ctrl-C came, leaves a link on
-which the answer may still come. It would be taken for that of the next question. So the link is
-ended then, and the next call makes a new one. If the question was a write, the error is a
-`WriteInDoubt`: it may be stored. The owner that a new link leads to has to be like the first one:
-the numbers of another log would be taken for ours.
+*A question has one answer.* A link is used by one thread at a time. A question gets no answer if
+the owner has ended or takes too long, or if a Ctrl-C comes meanwhile. The answer may still come
+later, and would be taken for that of the next question. So the link is ended then, and the next
+call makes a new link. If the question was a write, the error is a `WriteInDoubt`: the write may be
+stored. The owner that a new link leads to has to be like the first owner: the numbers of another
+log would be taken for ours.
 
-*What takes long*, such as `compact`, has a link of its own, so other threads go on. It has no time
+*Slow calls*, such as `compact`, have a link of their own, so other threads go on. They have no time
 limit. But now and then a further link is made, to see whether the owner is still able to answer.
 
-*A live stream* has a thread here, which asks for one run and waits. `read` takes what that thread
-has got, so a reader in an event loop does not wait in it.
+*A live stream* has a thread here, which fetches runs, two ahead of the reader at most. `read` takes
+what the thread has fetched, so a reader in an event loop does not wait for the owner.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from math import inf
 from time import monotonic, sleep
 from typing import Any
 
@@ -36,11 +37,12 @@ from .. import errors, limits
 from ..changes import Run
 from ..errors import DatabaseError, DatabaseLocked, ScuttleupError, WriteInDoubt
 from ..leveldb import FORKED, Database, open_database
-from ..signed import is_signed
 from .link import Link, connect
-from .owner import ANSWERS, GOODBYE
+from .owner import ANSWERS
 
-# What an answer can raise here, by name.
+# Tells a reader that there is news.
+Wake = Callable[[], object]
+# The errors that an answer can be, by name.
 _RAISED: dict[str, type[Exception]] = {kind.__name__: kind for kind in ANSWERS}
 _RAISED |= {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
 # The calls after which something may be stored, and those that can take long.
@@ -51,13 +53,7 @@ _NESTED = "a call was begun in the middle of another one, for instance by a sign
 
 
 def wait_for(
-    path: str,
-    locked: DatabaseLocked,
-    given: dict[str, Any],
-    *,
-    create: bool,
-    share: bool,
-    wait: float,
+    path: str, locked: DatabaseLocked, given: dict[str, Any], create: bool, share: bool, wait: float
 ) -> Database | SharedStore:
     """The database at `path` as soon as it is free, or before that the store of who shares it.
 
@@ -66,11 +62,11 @@ def wait_for(
     """
     end = monotonic() + wait
     while True:
-        if not share and not locked.here:
-            try:
+        try:
+            if not share and not locked.here:
                 return SharedStore(path, locked, given, max(end - monotonic(), 1))
-            except DatabaseLocked as error:
-                locked = error
+        except DatabaseLocked as error:
+            locked = error
         if monotonic() >= end:
             raise locked
         sleep(0.05)
@@ -89,138 +85,136 @@ class SharedStore:
     """
 
     def __init__(
-        self,
-        path: str,
-        locked: DatabaseLocked,
-        given: dict[str, Any],
-        seconds: float = limits.SHARE_SECONDS,
+        self, path: str, locked: DatabaseLocked, given: dict[str, Any], seconds: float = inf
     ) -> None:
         self.path = path
         self._folder = os.path.realpath(path)
-        self._closed = False
+        # Whether `close` was called.
+        self.closed = False
+        # Held while a question is asked on `_link`.
         self._lock = threading.RLock()
-        self._followers: weakref.WeakSet[_Feed] = weakref.WeakSet()
-        self._slow: weakref.WeakSet[Link] = weakref.WeakSet()
+        # Every link of these logs, those of slow calls and of streams included.
+        self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         # What the owner said of itself.
-        self._hello: list[Any] = []
+        self._about: dict[str, Any] = {}
         try:
             self._link = self._connect(seconds)
         except DatabaseError as error:
             raise error if isinstance(error, DatabaseLocked) else locked from error
-        theirs = dict(zip(("id", "max_entry", "only_signed", "sync"), self._hello, strict=True))
-        self.id: str = theirs["id"]
-        theirs["signed"] = is_signed(self.id)
+        self.id: str = self._about["id"]
         for name, value in given.items():
-            if value is not None and value != theirs.get(name):
+            if value is not None and value != (theirs := self._about.get(name)):
                 self._link.end()
                 other = "another one" if name == "key" else f"{value!r}"
                 raise ScuttleupError(
-                    f"{path} is open in another process, which shares it with "
-                    f"{name}={theirs.get(name)!r}: it cannot be used with {other}"
+                    f"{path} is open in another process, which shares it with {name}={theirs!r}: "
+                    f"it cannot be used with {other}"
                 )
 
-    def _connect(self, seconds: float = limits.SHARE_SECONDS) -> Link:
+    def _connect(self, seconds: float = inf) -> Link:
         """A new link to the owner. Raises DatabaseError if there is none, or another one."""
         try:
             link = connect(self._folder, min(seconds, limits.SHARE_SECONDS))
-            hello = link.receive()[0]
-            if len(hello) == 2:
-                raise _RAISED[hello[0]](f"{self.path} {hello[1]}")
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            about = link.receive()[0]
+            self._raise_refusal(link, about)
+        except (OSError, ValueError, TypeError) as error:
             raise DatabaseError(f"{self.path}: nobody shares it any more: open it again") from error
-        if self._hello and self._hello != hello:
+        if self._about and self._about != about:
             link.end()
             raise DatabaseError(f"{self.path}: it is shared as another one by now: open it again")
-        self._hello = hello
+        self._about = about
+        self._links.add(link)
         return link
 
-    def _ask(
-        self, link: Link, question: list[Any], entries: Iterable[bytes] = (), *, slow: bool = False
-    ) -> Any:
-        """What the owner answers. Raises what the owner has raised.
+    def _raise_refusal(self, link: Link, value: Any) -> None:
+        """Raise what the owner has raised, if `value` is that."""
+        match value:
+            case {"raise": str(kind), "text": str(text), "last": last}:
+                if last:
+                    text = link.refusal = f"{self.path}: {text}"
+                raise _RAISED.get(kind, ScuttleupError)(text)
 
-        A `slow` answer has no time limit as long as the owner is able to answer.
-        """
-        name = question[0]
+    def _check(self) -> None:
+        """Raise ScuttleupError if these logs were closed, or opened before a fork."""
+        if self._link.refusal is FORKED:
+            raise ScuttleupError(FORKED)
+        if self.closed:
+            raise ScuttleupError(_CLOSED)
+
+    def _ask(
+        self, link: Link, question: list[Any], entries: Iterable[bytes] = ()
+    ) -> tuple[Any, list[bytes]]:
+        """Return what the owner answers, or raise what the owner has raised."""
+        self._check()
         if link.refusal:  # what is left on it would be taken for the answer
             raise DatabaseError(link.refusal)
         message = link.pack(question, entries)
         try:
-            link.sock.settimeout(None if slow else limits.CALL_SECONDS)
+            link.sock.settimeout(limits.CALL_SECONDS)
             with suppress(ConnectionError):  # the owner's last word may be there all the same
                 link.send(message)
-            while slow and not link.hears(limits.CALL_SECONDS):
+            while question[0] in _SLOW and not link.hears(limits.CALL_SECONDS):
                 with suppress(DatabaseLocked):  # it is full, so it is there
                     self._connect().end()
-            value, entries = link.receive()
+            value, found = link.receive()
         except BaseException as error:  # a Ctrl-C, too: the answer may still come
             link.refusal = f"{self.path}: the process that has it open does not answer"
             link.end()
             if not isinstance(error, (OSError, ValueError, DatabaseError)):
                 raise
-            why = _CLOSED if self._closed else link.refusal
-            if name in _WRITES:
+            why = _CLOSED if self.closed else link.refusal
+            if question[0] in _WRITES:
                 raise WriteInDoubt(f"{why}: the write may be stored") from error
-            if self._closed:
-                raise ScuttleupError(why) from None
-            raise DatabaseError(link.refusal) from error
-        match value:
-            case [str(kind), str(text)] if kind in _RAISED:
-                if text == GOODBYE:
-                    text = link.refusal = f"{self.path}: {text}"
-                raise _RAISED[kind](text)
-        return value, entries
+            raise (ScuttleupError if self.closed else DatabaseError)(why) from error
+        self._raise_refusal(link, value)
+        return value, found
 
     def _call(self, *question: Any, entries: Iterable[bytes] = ()) -> Any:
+        """Ask for one of the owner's `CALLS`, and return its value, or else its entry."""
+        self._check()  # in a child process, another thread of the parent may hold the lock
         if self._lock._is_owned():  # type: ignore[attr-defined]
             raise ScuttleupError(_NESTED)
-        if self._link.refusal is FORKED:  # and the lock may be held for ever
-            raise ScuttleupError(FORKED)
-        if self._closed:
-            raise ScuttleupError(_CLOSED)
         if question[0] in _SLOW:
-            self._slow.add(link := self._connect())
+            link = self._connect()
             try:
-                return self._ask(link, [*question], slow=True)
+                value, found = self._ask(link, [*question])
             finally:
                 link.end()
-        with self._lock:
-            if self._closed:
-                raise ScuttleupError(_CLOSED)
-            if self._link.refusal:
-                self._link = self._connect()
-            return self._ask(self._link, [*question], entries)
+        else:
+            with self._lock:
+                if self._link.refusal:
+                    self._link = self._connect()
+                value, found = self._ask(self._link, [*question], entries)
+        return found[0] if found else value
 
     @property
     def heads(self) -> dict[str, int]:
-        heads: dict[str, int] = self._call("heads")[0]
-        return heads
+        return dict(self._call("heads"))
 
     def append(self, entry: bytes, sync: bool | None = None) -> int:
-        return int(self._call("append", sync, entries=[entry])[0])
+        return int(self._call("append", sync, entries=[entry]))
 
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
-        return int(self._call("extend", sync, entries=entries)[0])
+        return int(self._call("extend", sync, entries=entries))
 
     def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
         runs = list(runs)
         spans = [[peer, first, len(entries)] for peer, first, entries in runs]
         every = [entry for run in runs for entry in run.entries]
-        return int(self._call("write", sync, spans, entries=every)[0])
+        return int(self._call("write", sync, spans, entries=every))
 
     def get(self, peer: str, seq: int) -> bytes:
-        entry: bytes = self._call("get", peer, seq)[1][0]
-        return entry
+        return bytes(self._call("get", peer, seq))
 
     def delete(self, peer: str, first: int, last: int) -> int:
-        return int(self._call("delete", peer, first, last)[0])
+        return int(self._call("delete", peer, first, last))
 
     @property
     def forgotten(self) -> frozenset[str]:
-        return frozenset(self._call("forgotten")[0])
+        return frozenset(self._call("forgotten"))
 
     def forget(self, peer: str) -> int:
-        return int(self._call("forget", peer)[0])
+        return int(self._call("forget", peer))
 
     def remember(self, peer: str) -> None:
         self._call("remember", peer)
@@ -229,116 +223,91 @@ class SharedStore:
         self._call("compact")
 
     def follow(
-        self,
-        since: dict[str, int],
-        *,
-        snapshot: bool,
-        live: bool,
-        wake: Callable[[], object],
-        in_order: bool = False,
+        self, since: dict[str, int], *, snapshot: bool, live: bool, wake: Wake, in_order: bool
     ) -> SharedFollower:
-        if self._link.refusal is FORKED or self._closed:
-            raise ScuttleupError(self._link.refusal or _CLOSED)
+        self._check()
         link = self._connect()
         self._ask(link, ["follow", since, snapshot, live])
-        feed = _Feed(self, link, live, wake)
-        self._followers.add(feed)
-        return SharedFollower(feed)
+        return SharedFollower(self, link, live, wake)
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
+    def _next(self, link: Link) -> Run | None:
+        """The next run of a stream; None at the end of a snapshot, and if there is no news yet."""
+        value, entries = self._ask(link, ["next"])
+        return Run(value[0], value[1], entries) if value else None
 
     def close(self) -> None:
         """End all links. Closing it again does nothing."""
-        self._closed = True
-        for link in [self._link, *self._slow]:
+        self.closed = True
+        for link in list(self._links):
             link.end()
-        for feed in list(self._followers):
-            feed.close()
-
-
-class _Feed:
-    """What comes on the link of one stream. If it is live, a thread fetches it, a run ahead."""
-
-    def __init__(
-        self, store: SharedStore, link: Link, live: bool, wake: Callable[[], object]
-    ) -> None:
-        self.store, self.link, self.live, self._wake = store, link, live, wake
-        # Whether it was closed, and whether all of it has come.
-        self.closed = self._ended = False
-        # The runs that have come and were not read, and perhaps an error, which stays at the end.
-        self.runs: deque[Run | Exception] = deque()
-        self._room = threading.Semaphore(2)
-        if live:
-            threading.Thread(target=self._fetch, daemon=True).start()
-
-    def _fetch(self) -> None:
-        """Fetch what comes until the link ends. Runs in a thread."""
-        while not self._ended:
-            self._room.acquire()
-            if self.closed:
-                return
-            try:
-                if run := self._next():
-                    self.runs.append(run)
-            except Exception as error:
-                self._ended = True
-                # Its traceback refers to this feed, and the two would keep each other.
-                self.runs.append(type(error)(*error.args))
-            with suppress(Exception):
-                self._wake()
-
-    def _next(self) -> Run | None:
-        value, entries = self.store._ask(self.link, ["next"], slow=self.live)
-        return Run(value[0], value[1], entries) if value else None
-
-    def read(self) -> Run | None:
-        """What `Follower.read` returns and raises."""
-        if self.link.refusal is FORKED:
-            raise ScuttleupError(FORKED)
-        if self.live:
-            if self.closed or self.store.closed or not self.runs:
-                return None
-            if isinstance(first := self.runs[0], Exception):
-                raise type(first)(*first.args)
-            self.runs.popleft()
-            self._room.release()
-            return first
-        if self._ended or self.closed:
-            return None
-        run = self._next()
-        self._ended = run is None
-        return run
-
-    def close(self) -> None:
-        self.closed = self.closed or self.live or self._ended
-        self.link.end()
-        self._room.release()
-        with suppress(Exception):
-            self._wake()
 
 
 class SharedFollower:
     """A `Follower` whose store is in another process. When it is dropped, its link ends."""
 
-    def __init__(self, feed: _Feed) -> None:
-        self._feed = feed
-        self.read = feed.read
-        weakref.finalize(self, feed.close).atexit = False
+    def __init__(self, store: SharedStore, link: Link, live: bool, wake: Wake) -> None:
+        self._store, self._link, self._live = store, link, live
+        # Whether `close` was called, or all of a snapshot has come.
+        self._closed = False
+        # The runs that have come and were not read, and perhaps an error, which stays at the end.
+        self._runs: deque[Run | Exception] = deque()
+        # How many more runs may come.
+        self._room = threading.Semaphore(2)
+        runs, room = self._runs, self._room
+
+        def fetch() -> None:
+            """Fetch runs until the link ends, for a follower that may be dropped meanwhile."""
+            found: Run | Exception | None = None
+            while not isinstance(found, Exception):
+                room.acquire()
+                try:
+                    while not (found := store._next(link)):
+                        pass
+                except Exception as error:
+                    # The traceback of the error refers to the link, which would stay open.
+                    found = type(error)(*error.args)
+                runs.append(found)
+                with suppress(Exception):
+                    wake()
+
+        if live:
+            threading.Thread(target=fetch, daemon=True).start()
+        weakref.finalize(self, _end, link, room).atexit = False
 
     @property
     def closed(self) -> bool:
         """Whether this follower was closed, or the logs were."""
-        return self._feed.closed or self._feed.store.closed
+        return self._closed or self._store.closed
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to read now."""
-        return not self._feed.runs
+        return not self._runs
+
+    def read(self) -> Run | None:
+        """The next run of entries, as `Follower.read` returns and raises it."""
+        if self._link.refusal is FORKED:
+            raise ScuttleupError(FORKED)
+        if self._closed or (self._live and (self._store.closed or not self._runs)):
+            return None
+        if not self._live:
+            run = self._store._next(self._link)
+            self._closed = run is None
+            return run
+        first = self._runs[0]
+        if isinstance(first, Exception):
+            raise type(first)(*first.args)
+        self._runs.popleft()
+        self._room.release()
+        return first
 
     def close(self) -> None:
         """Give nothing more. Closing it again does nothing."""
-        self._feed.closed = True
-        self._feed.close()
+        self._closed = True
+        _end(self._link, self._room)
+
+
+def _end(link: Link, room: threading.Semaphore) -> None:
+    """End the link of a stream. If a thread fetches for the stream, it meets that and wakes."""
+    link.end()
+    room.release()
