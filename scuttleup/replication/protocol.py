@@ -3,54 +3,55 @@
 Theory of operation
 -------------------
 
-Each side sends its handshake at once: who it is, the last number of every log that it has (its
-head, a digest a log), and its mode. When it has the other's, it sends every change that the other
-lacks, log by log, and then, if it is live, whatever is stored later from anywhere but this
-connection. The two directions do not depend on each other: nothing is asked for.
+Each side sends its handshake at once: its id, the last number of every log that it has (its head, a
+digest a log), and its mode. With the handshake of the other side it knows every change that the
+other lacks. It sends these, log by log, and then, if it is live, every change that is stored later,
+from anywhere but this connection. The two directions do not depend on each other: nothing is asked
+for.
 
     GREETING ----------> EXCHANGING ----------> FINISHED        from GREETING and EXCHANGING:
              handshake              nothing left                  the logs are closed --> FINISHED
              of the remote          to send or to                 an error ------------> FAILED
              is complete            wait for
 
-*What each side has sent.* In GREETING we send our handshake. In EXCHANGING we send changes if the
+*What each side sends.* In GREETING we send our handshake. In EXCHANGING we send changes if the
 modes let us: a side in mode "pull" sends none, and a side in mode "push" gets none.
 
-*What we know of the remote* is `had`, the last number that it has had of each log. It begins with
-the digests of the remote and grows with what the remote sends and with what we send. The follower
-finds out what we have to send, and leaves out what `had` says. No change goes back to where it came
-from, because `had` is raised before the follower is asked again.
+*What the remote has* stands in `had`, a number for each log. The digests of the remote begin it,
+and each change that the remote sends, or that we send, raises it. The follower of our logs leaves
+out all up to these numbers. `had` is raised before the follower is asked again, so no change goes
+back to its sender.
 
 *Reports.* The original acknowledges nothing. But if both handshakes say so, each side reports how
 many changes of the other it has taken, how many of them are not in its log, and which logs it
 leaves out and why; and once, that it has sent all that the other lacked. Both numbers only grow, so
-the last report counts. Heads would not do: a third peer can move a head over a gap, what then comes
-for the gap is dropped as known, and the head says that it is there. Only if a turn stored fewer
-changes than came are the others looked up.
+the last report counts. Heads would not do: a third peer can move a head over a gap, changes that
+then come for the gap are dropped as known, and the head says that they are there. Only if a turn
+stored fewer changes than came are the others looked up.
 
-*What we wait for.* A stream that is not live waits until a remote that reports is complete and has
-taken all that was sent. Nothing of that is decided by time but a standstill: for ALIVE seconds no
-byte came and none was taken. From another remote it waits for what that promised: every number of
-its digests above our heads. A promise is over when our head has reached it, whoever brought it;
-when the remote has ended; when its log is left out, see below; and when for PROMISED seconds there
-was no progress, because the remote may have deleted what it promised. Then it is given up, which is
-told. A live stream waits for nothing in particular.
+*How long we wait.* A stream that is not live waits until a remote that reports is complete and has
+taken all that was sent. Time decides nothing but a standstill: for ALIVE seconds no byte came and
+none was taken. Another remote is waited for until it has kept its promises: every number of its
+digests above our heads. A promise is over when our head has reached the number, whoever brought the
+entries; when the remote has ended; when its log is left out, see below; and when nothing came for
+PROMISED seconds, because the remote may have deleted the entries. Then the promise is given up,
+which is told. A live stream waits for nothing in particular.
 
-*What ends it.* A stream that is not live is finished when it waits for nothing and has sent what
+*How it ends.* A stream that is not live is finished when it waits for nothing and has sent all that
 the remote lacked at the handshake. A live stream goes on until the logs are closed or the remote
-ends; after the remote's end it counts as not live. There is one exception: if the modes let us send
-but not the remote, the end of one that does not report means nothing, because the original then
-ends its side at once and goes on listening.
+ends; after the end of the remote it counts as not live. There is one exception: where the modes let
+us send, and not the remote, the end of a remote that does not report means nothing, because the
+original ends its side at once in that mode and goes on listening.
 
-*What is wrong with one log harms that log alone.* Digests and changes go through a `Door`, which
-leaves such logs out and says why. Here they are only named: by a warning, and in `Replicated`.
+*A fault in a log harms that log alone.* Digests and changes go through a `Door`, which leaves such
+logs out and says why. Here they are only named: by a warning, and in `Replicated`.
 
-A ProtocolError is for what cannot be read, for a remote with our own id, and for a change that the
-modes forbid.
+A ProtocolError is for bytes that cannot be read, for a remote with our own id, and for a change
+that the modes forbid.
 
-*What a remote can make us keep* is a number for each log in its handshake that we have or have room
-for, at the most MAX_LEFT_OUT names of logs that we do not have, a part of one message, of which
-`Decoder` tells, and an entry that it does not take. `budget.py` limits what all connections hold.
+*How much a remote can make us keep:* a number for each log in its handshake that is here or has
+room here, at the most MAX_LEFT_OUT names of other logs, a part of one message, of which `Decoder`
+tells, and an entry that it does not take. `budget.py` limits the sum of all connections.
 """
 
 from __future__ import annotations
@@ -84,16 +85,16 @@ from .messages import (
 
 
 class Replicated(NamedTuple):
-    """What a replication came to.
+    """The result of a replication.
 
-    `sent` is how many changes it handed to the connection. `received` is how many new ones it
-    stored. `refused` says which logs were left out, and why, for instance {"far": "entry 5 has more
-    than 16776947 bytes"}. It names at most MAX_NAMED of them. An id is shown as it can be printed:
-    control characters are escaped, and what is longer than MAX_SHOWN is cut off.
+    `sent` is the number of changes that were handed to the connection, and `received` the number of
+    new changes that were stored. `refused` says which logs were left out, and why, for instance
+    {"far": "entry 5 has more than 16776947 bytes"}. At most MAX_NAMED logs are named. Control
+    characters of an id are escaped, and it is cut off after MAX_SHOWN characters.
 
     `delivered` is how many of `sent` the remote says it has; None if it does not report.
-    `refused_there` says which logs it leaves out, and why. `given_up` is of how many logs a remote
-    that does not report never sent what it had promised.
+    `refused_there` says which logs the remote leaves out, and why. `given_up` is the number of logs
+    of which a remote that does not report never sent all that it had promised.
     """
 
     sent: int
@@ -126,14 +127,14 @@ class Standstill:
     """
 
     def __init__(self) -> None:
-        # What it was like when it last changed, and when that was.
+        # The mark when it last changed, and the time of that change.
         self._mark: object = None
         self._changed = 0.0
 
     def measure(self, mark: object, now: float) -> float:
-        """How many seconds ago `mark` became what it is.
+        """How many seconds ago `mark` changed last.
 
-        Call it again and again, with `now` by a clock that does not go back.
+        Call this again and again, with `now` by a clock that does not go back.
         """
         if mark != self._mark:
             self._mark, self._changed = mark, now
@@ -143,11 +144,11 @@ class Standstill:
 class ReplicationStream:
     """One end of one replication.
 
-    Whoever has the connection hands what comes in to `receive_data`, and sends what `data_to_send`
-    returns. There may be more to send after each call of `receive_data`, and whenever `wake` is
-    called, from any thread. If time limits are wanted, call `tick` every second or so. The
-    replication is over when `finished` says so, or after an error; then call `close`. One thread at
-    a time may use it.
+    The owner of the connection hands the bytes that come to `receive_data`, and sends the bytes
+    that `data_to_send` returns. There may be more to send after each call of `receive_data`, and
+    whenever `wake` is called, from any thread. If time limits are wanted, call `tick` every second
+    or so. The replication is over when `finished` says so, or after an error; then call `close`.
+    One thread at a time may use a stream.
 
     >>> stream.receive_data(sock.recv(65536))
     >>> while data := stream.data_to_send():
@@ -168,36 +169,37 @@ class ReplicationStream:
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         self._store = store
         self._mode = mode
-        # Whether we go on when all is exchanged. It becomes false at the end of the remote.
+        # Whether we go on when all is exchanged. This becomes false at the end of the remote.
         self._live = live
         self._wake = wake
         self._state = State.GREETING
-        # How much is kept because of the remote, how many bytes have come since that was said, and
-        # whether no further name may be kept.
+        # The part of this connection in the budget, how many bytes have come since the budget was
+        # told, and whether no further name may be kept.
         self._holding = Holding(store, wake)
         self._bytes_unsaid = 0
         self._is_full = self._holding.is_full
-        # What comes in has to pass here.
+        # All that comes in has to pass here.
         self._door = Door(store, verify, accept, self._holding)
-        # What has come from the remote and is not complete.
+        # Holds a message of the remote that is not complete.
         self._decoder = Decoder(store.max_entry)
-        # What the remote said of itself; None until it has.
+        # The handshake of the remote; None until all of it has come.
         self._remote: Handshake | None = None
-        # Whether we send changes and whether the remote does. The two modes decide that, once both
-        # are known.
+        # Whether we send changes, and whether the remote does. The two modes decide that.
         self._sends = self._receives = False
 
-        # What the remote has of each log, as far as we know. The follower uses the same numbers.
+        # The last number that the remote has of each log, as far as we know. The follower uses the
+        # same numbers.
         self._had = store.had()
         # How many logs the remote has named.
         self._digests = 0
-        # What the remote has above our heads, and so is going to send. Empty if we are live.
+        # The numbers of the remote above our heads, up to which it is going to send. Empty if we
+        # are live.
         self._promised: dict[str, int] = {}
-        # Whether it promised more than could be remembered.
+        # Whether more was promised than could be remembered.
         self._promised_more = False
         # The last number that the remote sent of each log in its handshake. Empty if we are live.
         self._came: dict[str, int] = {}
-        # This goes up whenever the remote sends more of what it has promised.
+        # This goes up whenever the remote sends more entries that it has promised.
         self._progress = 0
         # How many bytes have come since then, and in all.
         self._bytes_without_progress = self._bytes = 0
@@ -209,33 +211,34 @@ class ReplicationStream:
         # The logs that were left out, in either direction, as they are shown, and why.
         self._refused: dict[str, str] = {}
 
-        # What the remote has reported, all in all; None if it does not report.
+        # The last report of the remote; None if it does not report.
         self._there: Report | None = None
         self._refused_there: dict[str, str] = {}
         # How many refusals of the remote were read.
         self._refusals = 0
-        # What our next report is to say: how many changes came, how many of them are not here, how
+        # The contents of our next report: how many changes came, how many of them are not here, how
         # many are not wanted, and the logs that are left out and were not named before.
         self._taken = self._lost = self._unwanted = 0
         self._to_name: list[Refusal] = []
-        # What the last report said; see `_to_report`.
+        # The contents of our last report; see `_to_report`.
         self._said: tuple[int, int, bool, int, int] = 0, 0, False, 0, 0
-        # Whether a report of a live stream shall wait. For whoever has the connection.
+        # Whether a report of a live stream shall wait. For the owner of the connection.
         self.hold_reports = False
-        # Whether the remote has as much of our own log as we had: a backup goes on when such a one
-        # has sent all that it has.
+        # Whether the remote has as much of our own log as we had: a backup goes on when such a
+        # remote has sent all that it has.
         self._ours_there = False
         # Whether the remote has ended its side.
         self._ended = False
-        # Called when `caught_up` may have changed. For whoever has the connection.
+        # Called when `caught_up` may have changed. For the owner of the connection.
         self.on_report: Callable[[], object] = lambda: None
 
-        # What we have to send. Until the remote's handshake is there, and if the modes let us send
-        # nothing, this follower gives nothing and only tells whether the logs were closed.
+        # Gives the runs that we have to send. Until the remote's handshake is there, and if the
+        # modes let us send nothing, this follower gives nothing and only tells whether the logs
+        # were closed.
         self._follower: Follower | None = store.follow({}, snapshot=False, live=False, wake=wake)
-        # What remains to be sent of our handshake.
+        # The pieces of our handshake that were not sent yet.
         self._greeting: Iterator[bytes] | None = self._greet()
-        # What remains to be sent of what was made ready to be sent.
+        # The rest of the bytes that were made ready to be sent.
         self._outgoing: bytes | memoryview = b""
         # How many changes were handed out, and how many new ones were stored.
         self._sent = self._received = 0
@@ -264,7 +267,7 @@ class ReplicationStream:
 
     @property
     def replicated(self) -> Replicated:
-        """What was sent, received and left out so far."""
+        """The result so far."""
         there = self._there
         delivered = None if there is None else there.taken - there.lost - there.unwanted
         refused, refused_there = self._refused.copy(), self._refused_there.copy()
@@ -278,12 +281,12 @@ class ReplicationStream:
 
     @property
     def reports(self) -> bool | None:
-        """Whether the remote reports; None as long as it has not said it."""
+        """Whether the remote reports; None before its handshake."""
         return None if self._remote is None else self._there is not None
 
     @property
     def complete(self) -> bool:
-        """Whether the remote has dealt with all we sent, and sent what it had at the handshake.
+        """Whether the remote has taken all that we sent, and sent all that it had at the handshake.
 
         This is never so if the remote does not report.
         """
@@ -292,7 +295,7 @@ class ReplicationStream:
 
     @property
     def caught_up(self) -> bool:
-        """Whether, as far as both sides know just now, each has what the other has."""
+        """Whether, as far as both sides know just now, each has all entries of the other."""
         return self.complete and self._idle
 
     @property
@@ -315,7 +318,7 @@ class ReplicationStream:
 
     @property
     def between_frames(self) -> bool:
-        """Whether what `data_to_send` has returned so far ends where a frame ends."""
+        """Whether the bytes that `data_to_send` has returned so far end where a frame ends."""
         return not self._greeting and not self._outgoing
 
     @property
@@ -336,9 +339,9 @@ class ReplicationStream:
         if self._there is not None:
             return not (self.complete or self._ended)
         heads, promised = self._store.heads, self._promised
-        # A promise that our head has reached is over, no matter who brought the entries. This looks
-        # at the last promise, and goes on to the one before it only if that is over. So it costs
-        # next to nothing. `popitem` alone can find the last one of a dict that shrinks.
+        # A promise that our head has reached is over, no matter who brought the entries. The last
+        # promise is looked at, and the promise before it only if that is over. So this costs next
+        # to nothing. `popitem` alone finds the last item of a dict that shrinks at once.
         while promised:
             peer, seq = promised.popitem()
             if heads.get(peer, 0) < seq:
@@ -349,7 +352,7 @@ class ReplicationStream:
     def close(self) -> None:
         """Give up the place in the store, and all that is remembered of the remote.
 
-        What `data_to_send` had is gone. `replicated` stays.
+        Bytes that were to be sent are gone. `replicated` stays.
         """
         if self._follower:
             self._follower.close()
@@ -396,10 +399,10 @@ class ReplicationStream:
             self._hold()
         return data[:most]
 
-    # --- What is kept because of the remote ---
+    # --- The budget ---
 
     def _hold(self) -> None:
-        """Say how much it is, and ask whether more names may be kept."""
+        """Say how much is kept because of the remote, and ask whether more names may be."""
         self._bytes_unsaid, self._is_full = 0, self._holding.is_full
         names = max(len(self._had.others), len(self._promised) + len(self._came))
         # A view keeps all that it is a part of.
@@ -447,10 +450,10 @@ class ReplicationStream:
         return self.hold_reports and self._live and self._to_report() is not None
 
     def _to_report(self) -> tuple[int, int, bool, int, int] | None:
-        """What a report has to say now, if the last one did not say it.
+        """The contents of a report, if they differ from those of the last report.
 
-        A large change takes its time. So a report also says, with every PROGRESS_BYTES of it, that
-        it is coming.
+        A large change takes its time. So there is a report with every PROGRESS_BYTES of a change,
+        too.
         """
         if self._there is None or self._ended or self._follower is None:
             return None
@@ -471,13 +474,13 @@ class ReplicationStream:
     # --- Receiving ---
 
     def receive_data(self, data: bytes) -> None:
-        """Take what the remote sent, b"" for its end, and store what is in it.
+        """Take bytes of the remote, b"" for its end, and store the changes in them.
 
-        All of it is taken at once. To keep an event loop responsive, hand over at most TURN_BYTES.
+        All bytes are taken at once. To keep an event loop responsive, hand over at most TURN_BYTES.
 
         Raises ProtocolError when the remote is in error, ConnectionLost when it ended before its
         handshake or in the middle of a frame, and DatabaseError when the database is in trouble.
-        What came before that is stored. After an error nothing more is taken.
+        Changes that came before that are stored. After an error nothing more is taken.
         """
         state = self._state
         if state is State.FAILED:
@@ -501,7 +504,7 @@ class ReplicationStream:
             if self._remote is not None:
                 self._receive_changes()
         except ValueError as error:
-            # This is kept short. A remote chooses some of it, and it goes to somebody's log file.
+            # The text is kept short. A remote chooses a part of it, and it goes to a log file.
             raise ProtocolError(f"{error!s:.300}") from error
         self._bytes_unsaid += len(data)
         if self._bytes_unsaid >= limits.HOLD_STEP:
@@ -509,7 +512,7 @@ class ReplicationStream:
         self._state = state
 
     def _receive_digest(self, peer: str, seq: int) -> None:
-        """Note what the remote has of one log, and what it promises with that."""
+        """Note the last number of one log of the remote, and the promise in that."""
         head, had = self._store.heads.get(peer, 0), self._had
         fault = "" if peer in had.others else self._door.look(peer)
         if fault and not head:
@@ -581,9 +584,9 @@ class ReplicationStream:
                     if unwanted:
                         more = sum(len(it[2]) or 1 for it in runs if it.peer in unwanted)
                         self._lost, self._unwanted = self._lost - more, self._unwanted + more
-        # Our follower is asked only after this, so it does not send back what the remote has sent.
-        # It is not raised for what is left out: the remote gets from us what it lacks of that log,
-        # and another remote can send us what is missing here.
+        # Our follower is asked only after this, so it sends nothing back. The numbers of logs that
+        # are left out are not raised: the remote gets from us the entries of these that it lacks,
+        # and another remote can send us the entries that are missing here.
         had, heads = self._had, self._store.heads
         rows, numbers, others = had.rows, had.numbers, had.others
         for peer, first, taken in runs:
@@ -602,7 +605,7 @@ class ReplicationStream:
     def _known(self, runs: list[Run], stored: list[Run]) -> int:
         """How many of the changes in `runs` are here, but for those in `stored`, which were new."""
         heads, rest = self._store.heads, iter(stored)
-        # What is not new and not above our head may be here, or was deleted, or is in a gap.
+        # An entry that is not new and not above our head may be here, or deleted, or in a gap.
         known: list[tuple[str, int, int]] = []
         run = next(rest, None)
         for peer, first, entries in runs:
@@ -627,9 +630,9 @@ class ReplicationStream:
             self._bytes_without_progress = 0
 
     def _receive_reports(self) -> None:
-        """Take the reports that have come. The numbers only grow, up to what we have sent.
+        """Take the reports that have come. The numbers only grow, up to the number of changes sent.
 
-        The last report has the numbers that count. Others are read only for what they refuse.
+        The last report has the numbers that count. Others are read only for their refusals.
         """
         before, messages = self._there, self._decoder.reports
         self._decoder.reports = []
@@ -653,7 +656,7 @@ class ReplicationStream:
         self.on_report()
 
     def _receive_refusals(self, refused: tuple[Refusal, ...]) -> None:
-        """Tell what the remote leaves out. MAX_NAMED of these logs are named, and our own."""
+        """Tell of the logs that the remote leaves out: our own, and MAX_NAMED others."""
         for peer, seq, reason, proof in refused:
             # An honest remote names no log twice, and few logs.
             if self._refusals > 2 * limits.MAX_NAMED:
@@ -671,7 +674,7 @@ class ReplicationStream:
                     self._tell("left out there", text, shown)
 
     def _receive_end(self) -> None:
-        """The remote has ended its side, and with that everything it promised is over."""
+        """The remote has ended its side, and with that all its promises are over."""
         if self._decoder.pending:
             raise ConnectionLost("the connection ended in the middle of a frame")
         if self._remote is None:
@@ -681,17 +684,17 @@ class ReplicationStream:
             if not self._live and not self.caught_up:
                 raise ConnectionLost("the remote left before all was exchanged")
             self._ended, self._live = True, False
-        # A remote that never sends changes may end its side at once and go on listening: the
-        # original does that. Any other is about to leave, but what it lacks is still sent.
+        # A remote that never sends changes may end its side at once and go on listening, as the
+        # original does. Any other remote is about to leave, but is still sent all that it lacks.
         if self._receives or not self._sends:
             self._live = False
 
     # --- Telling ---
 
     def _tell_left_out(self, peer: str, reason: str, seq: int | None = None) -> None:
-        """Warn that the log of `peer` is left out, and why. MAX_NAMED of them are named.
+        """Warn that the log of `peer` is left out, and why. MAX_NAMED logs are named.
 
-        If it is left out of what comes in, from number `seq` on, the remote is told, too.
+        The remote is told, too, if its entries are left out, from number `seq` on.
         """
         shown = _show(peer)
         if shown in self._refused:
@@ -699,7 +702,7 @@ class ReplicationStream:
         # The log of either side is always named: so its owner learns that it has forked.
         owned = peer in (self.remote_id, self._store.id)
         if len(self._refused) >= limits.MAX_NAMED and reason not in UNWANTED:
-            # What somebody has decided gives way to what is wrong.
+            # Logs that somebody does not want give way to logs with a fault.
             decided = (name for name, why in self._refused.items() if why in UNWANTED)
             self._refused.pop(next(decided, ""), None)
         if len(self._refused) >= limits.MAX_NAMED and not owned:
@@ -723,7 +726,7 @@ class ReplicationStream:
         self._store.events.tell("warning", kind, text, who)
 
     def _give_up(self) -> None:
-        """Give up what the remote promised and does not send, and tell it."""
+        """Give up the promises that the remote does not keep, and tell so."""
         heads, given_up = self._store.heads, self._promised
         self._promised = {}
         missing = [peer for peer, seq in given_up.items() if heads.get(peer, 0) < seq]
@@ -748,10 +751,10 @@ class ReplicationStream:
         ConnectionLost, because the remote may have been stopped.
 
         A stream that is not live gives up a remote that reports, with ConnectionLost, if nothing
-        came of it for ALIVE seconds. It gives up what another remote promised when none of it came
-        for PROMISED seconds, and more if there are many logs to look through: look at `finished`
+        came for ALIVE seconds. It gives up the promises of another remote when none was kept for
+        PROMISED seconds, and longer if there are many logs to look through: look at `finished`
         after this. The seconds begin anew with a promised change that the remote had not sent
-        before, and with whatever comes of one that is not complete, up to the size of one frame.
+        before, and with each byte of a change that is not complete, up to the size of one frame.
         They do not pass while something is `unsent`, because the remote may be busy with that.
         """
         if self.closed:
