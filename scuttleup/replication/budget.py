@@ -1,19 +1,20 @@
-"""What all connections of a store may hold together because of their remotes.
+"""The memory that all connections of a store take together because of their remotes.
 
 Theory of operation
 -------------------
 
 A remote has a say in how much a connection remembers: names of logs that are not here or are left
-out, and bytes that wait for it or for the rest of their frame. Each connection has its own limits,
-but there can be a thousand connections. So each has a `Holding`, which says after every turn how
-much there is, and the `Budget` of the store adds up.
+out, and bytes of a frame that is not complete or of an entry that the remote does not take. Each
+connection has limits of its own, but there can be a thousand connections. So each has a `Holding`,
+which is told the numbers after some bytes have come, and the `Budget` of the store has the sums.
 
-*Names.* While all together hold more than MAX_NAMES_HELD, `is_full` says so, and a connection
-remembers no further name for that time. What it does without the name is its own business.
+*Names.* While all names together take MAX_NAMES_HELD, `is_full` says so, and no connection
+remembers a further name. A digest without a name costs a re-send (see `protocol.py`), and a door
+that has left out some logs and cannot remember another takes nothing more (see `door.py`).
 
-*Bytes.* Whoever makes all together hold more than MAX_HELD has the connection that holds the most
-dropped. Only the thread that uses that connection may touch it. So it is told to end, by `dropped`
-and by its `wake`, and what it holds is not counted any more.
+*Bytes.* If all bytes together are more than MAX_HELD, the connection with the most is dropped.
+Only the thread that uses a connection may touch its stream. So the connection is told to end, by
+`dropped` and by `wake`, and its bytes are not counted any more.
 
 A holding that is closed, or that nobody refers to any more, gives everything back.
 """
@@ -30,7 +31,7 @@ from ..store import Store
 
 
 class Budget:
-    """What the connections of one store hold together."""
+    """The sums over all connections of one store."""
 
     _all: ClassVar[WeakKeyDictionary[Store, Budget]] = WeakKeyDictionary()
 
@@ -47,7 +48,7 @@ class Budget:
 
 
 class Holding:
-    """How much one connection holds. `wake` is called, from any thread, when it is dropped."""
+    """The numbers of one connection. `wake` is called, from any thread, when it is to be dropped."""
 
     def __init__(self, store: Store, wake: Callable[[], None]) -> None:
         self._budget = Budget.of(store)
@@ -64,7 +65,7 @@ class Holding:
         return self._budget.names * limits.NAME_BYTES >= limits.MAX_NAMES_HELD
 
     def hold(self, names: int, size: int) -> None:
-        """Say how many names and how many bytes this connection holds now."""
+        """Note how many names and how many bytes this connection holds now."""
         if self.dropped:
             size = 0
         if (names, size) == (self.names, self.bytes):

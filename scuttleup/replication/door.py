@@ -92,7 +92,7 @@ class Door:
         self._shut = False
         # The logs that `accept` has taken on this door.
         self._accepted: set[str] = set()
-        # The logs of which this door has left out an entry. What follows would leave a gap.
+        # The logs of which this door has left out an entry. Those after it would leave a gap.
         # For reading from outside.
         self.left_out: set[str] = set()
         # The logs that are not wanted here. For reading from outside.
@@ -124,9 +124,9 @@ class Door:
         return fault
 
     def admit(self, runs: Iterable[Run]) -> tuple[int, list[Run], list[Verdict]]:
-        """Store what may be stored of `runs`, in one batch; return how many entries were new.
+        """Store the entries of `runs` that may be stored, in one batch; return how many were new.
 
-        Also returned are what was new, in the same order, and the verdicts.
+        The new runs, in the same order, and the verdicts are returned, too.
 
         The runs of one log come in order. A run without entries stands for an entry that was too
         large to be kept. The entries up to the head of a log are known, and skipped. With the first
@@ -240,7 +240,7 @@ class Door:
         return approved, verdicts
 
     def proof(self, peer: str, seq: int) -> bytes:
-        """What proves that the author of `peer` has signed the entry that is here; else b""."""
+        """The proof that the author of `peer` has signed the entry that is here; else b""."""
         with suppress(EntryNotFound):
             return proof_of(self._store.get(peer, seq))
         return b""
@@ -325,7 +325,7 @@ class Door:
         return "" if answer else f"verify refused {change.seq}"
 
     def _ask(self, function: Callable[[Any], bool], name: str, about: Any) -> bool | None:
-        """What a function of the user's says; None if it failed.
+        """The answer of a function of the user's; None if it failed.
 
         An exception of `verify` is a mistake of the program, and is told with its traceback.
         """

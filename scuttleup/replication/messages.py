@@ -51,15 +51,15 @@ Theory of operation
 
 A remote chooses how large its messages are, so a `Decoder` keeps as little of them as it can:
 
-* A Change is kept until all of it is there, because its entry is wanted in one piece. It may be
-  as large as the largest entry and what a frame has beside it, 16 MiB in all.
+* A Change is kept until all of it is there, because its entry is wanted in one piece. The largest
+  has 16 MiB.
 * A larger Change is not kept. Its fields are read as they come and dropped, but for the peer and
   the number: whoever receives has to know in which log an entry is missing now.
-* A Handshake is read as it comes, too, a digest at a time. So it may be of any size, and what it
-  costs is what the receiver keeps of the digests.
+* A Handshake is read as it comes, too, a digest at a time. So it may be of any size, and costs as
+  much as the receiver keeps of the digests.
 
 At most MAX_FIELD bytes are kept of a field that is read as it comes. That is enough for every peer
-id and every digest that can be valid, so whatever had to be cut off is known to be invalid.
+id and every digest that can be valid, so a field that had to be cut off is known to be invalid.
 
 So a `Decoder` remembers little between two calls: the bytes that have come and were not read, which
 are less than one frame that is kept, and the state of at most one message that is read as it comes.
@@ -67,7 +67,7 @@ A frame begins exactly where the one before has ended, so a `Decoder` that has r
 never find the next frame: its user gives up the connection.
 
 Most changes follow the one before in the same log, and most messages have their fields in the usual
-order. Both kinds are decoded by a comparison with what they must look like. Everything else takes
+order. Both kinds are decoded by a comparison with the bytes expected. Everything else takes
 the general way, field by field, which gives the same answer in two to five times the time.
 
 Everything here raises ValueError for bytes that cannot be read. A peer id need not be valid to be
@@ -120,7 +120,7 @@ class Refusal(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What one side has done so far with the changes of the other, and how far its own are."""
+    """How far one side has come with the changes of the other, and with its own."""
 
     # How many changes came.
     taken: int = 0
@@ -184,7 +184,7 @@ def digests_size(head: Mapping[str, int]) -> int:
 
 
 def encode_report(report: Report) -> bytes:
-    """The frame of a Report. What is 0, as it mostly is, is left out.
+    """The frame of a Report. A number that is 0 is left out.
 
     >>> encode_report(Report(taken=7)).hex()
     '03c83e07'
@@ -245,7 +245,7 @@ class Decoder:
     """
 
     def __init__(self, max_entry: int = MAX_ENTRY) -> None:
-        # The remote's words on itself, once its whole handshake was read.
+        # The handshake without its digests, once all of it was read.
         self.handshake: Handshake | None = None
         # The reports that came among the changes, for `decode_report`. Whoever takes them empties
         # this.
@@ -370,8 +370,8 @@ class Decoder:
     ) -> int:
         """Add the entries of the Changes that begin with `prefixes`, and return where they end.
 
-        What a Change that follows the one before begins with is known, so a comparison decodes it:
-        0.4 µs instead of 2 µs. Lengths of one byte or two, the usual ones, are read in line. Where
+        The first bytes of a Change that follows the one before are known, so a comparison decodes
+        the Change: 0.4 µs instead of 2 µs. Lengths of one byte or two, the usual ones, are read in line. Where
         anything is unusual this stops, and the general way goes on.
         """
         # The caller has added two bytes at the end of the buffer, which have not come.
@@ -448,7 +448,7 @@ class _Coming:
         """
         self._skip -= self._drop(buffer, self._skip)
         data = bytes(buffer if len(buffer) <= self.left else buffer[: self.left])
-        # A field is read as soon as all that is ever looked at of it has come. At the end of the
+        # A field is read as soon as all bytes of it that are ever used have come. At the end of the
         # message there is nothing to wait for.
         enough = len(data) if len(data) == self.left else len(data) - _MAX_PREFIX - MAX_FIELD + 1
         pos = 0
@@ -488,7 +488,7 @@ def _decode_digest(message: bytes) -> tuple[str, int]:
 
 
 def decode_report(message: bytes) -> Report:
-    """A Report. What is missing counts as 0, so that a later version may leave it out."""
+    """A Report. A number that is missing is 0."""
     found: dict[int, Any] = {}
     refused: list[Refusal] = []
     for number, value in _fields(message):
