@@ -48,7 +48,7 @@ class Budget:
 
 
 class Holding:
-    """The numbers of one connection. `wake` is called, from any thread, when it is to be dropped."""
+    """The numbers of one connection. `wake` is called, from any thread, when it is dropped."""
 
     def __init__(self, store: Store, wake: Callable[[], None]) -> None:
         self._budget = Budget.of(store)

@@ -371,8 +371,8 @@ class Decoder:
         """Add the entries of the Changes that begin with `prefixes`, and return where they end.
 
         The first bytes of a Change that follows the one before are known, so a comparison decodes
-        the Change: 0.4 µs instead of 2 µs. Lengths of one byte or two, the usual ones, are read in line. Where
-        anything is unusual this stops, and the general way goes on.
+        the Change: 0.4 µs instead of 2 µs. Lengths of one byte or two, the usual ones, are read in
+        line. Where anything is unusual this stops, and the general way goes on.
         """
         # The caller has added two bytes at the end of the buffer, which have not come.
         size, limit = len(buffer) - 2, self._max_entry
