@@ -624,6 +624,9 @@ class ReplicationStream:
         had = self._had
         is_here = peer in self._store.heads
         named = had.numbers[had.row(peer)] if is_here else had.others.get(peer, 0)
+        if last >= named:
+            # All of it has come. To wait for the head would be to find all of these later, at once.
+            self._promised.pop(peer, None)
         if first <= named and last > self._came.get(peer, 0):
             self._came[peer] = last
             self._progress += 1
