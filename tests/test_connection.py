@@ -323,6 +323,19 @@ async def test_a_remote_that_is_gone_is_noticed(peer: MakeLogs, linked: Any, liv
             await asyncio.wait_for(run, LIMIT)
 
 
+async def test_tls_that_knows_nothing_any_more_is_closed(peer: MakeLogs, limit: Limit) -> None:
+    """The remote never answers the end of TLS. What is closed twice has no socket to ask."""
+    limit(LINGER=0.2)
+    async with over_tls() as (stream, (_, writer)):
+        run = asyncio.create_task(peer("us", 1).replicate(*stream, live=False))
+        writer.write(HELLO)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(stream[1].is_closing)
+        stream[1].close()
+        assert (await asyncio.wait_for(run, LIMIT)).sent == 1
+        writer.transport.abort()
+
+
 @needs_pipes
 async def test_it_runs_over_the_pipes_of_a_subprocess(peer: MakeLogs, tmp_path: Path) -> None:
     child: Any = await asyncio.create_subprocess_exec(

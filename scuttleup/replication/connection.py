@@ -387,9 +387,10 @@ def _untaken(writer: StreamWriter) -> int:
 
     What a kernel holds is not known of a pipe, nor on Windows.
     """
-    unsent, sock = _unsent(writer), writer.get_extra_info("socket")
-    # A socket may be closed, or there is none.
+    unsent = _unsent(writer)
+    # A socket may be closed, or there is none. TLS that is closed no longer knows.
     with suppress(ImportError, AttributeError, OSError, ValueError):
+        sock = writer.get_extra_info("socket")
         if sys.platform == "darwin":
             return unsent + int(sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE))
         from fcntl import ioctl
