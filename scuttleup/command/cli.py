@@ -16,9 +16,8 @@ stderr (see `terminal.py`). They share nothing with the peer but the logs. It en
 3. What was stored until then is printed.
 4. The database is closed.
 
-A second signal ends the process at once, in case the first hangs in a write of LevelDB. A signal
-that comes before the peer runs ends all this wherever it is, too. Something that Python calls may
-swallow that, so it is remembered, and the peer ends as soon as it runs (see `_Ending`).
+A second signal ends the process at once, in case the first hangs in a write of LevelDB. See
+`ending.py` for the signals.
 
 Nothing here is needed to use the package from a program. Nothing below this file prints, reads
 stdin or handles signals, except `terminal.py`, which does so for this file. What takes long to
@@ -36,7 +35,6 @@ import os
 import signal
 import sys
 from argparse import SUPPRESS
-from contextlib import suppress
 from functools import partial
 
 from .. import limits
@@ -44,12 +42,11 @@ from ..changes import Change
 from ..errors import ScuttleupError
 from ..log import Scuttleup
 from ..log import open as open_logs
-from .files import open_stdin, printing
+from .ending import Ending
+from .files import Lines, open_stdin, printing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-    from collections.abc import Callable
     from typing import Any
 
     from ..encodings import ValueEncoding
@@ -72,11 +69,10 @@ Each sees what the other types, at once or, after having been away, later."""
 
 def main(argv: list[str] | None = None) -> int:
     """Do what `command.main` says."""
-    ending = _Ending()
-    parser = _parser()
-    args = _parse(parser, argv)
-    if args.command == "replicate":
-        _check_replicate(parser, args)
+    ending = Ending()
+    args = _parse(argv)
+    is_peer = args.command == "replicate"
+    if is_peer:
         args.ending = ending
     elif sys.platform != "win32" and sys.stdout is sys.__stdout__:
         # `scuttleup read | head` is to end quietly. A peer must not end like this, because it also
@@ -91,139 +87,93 @@ def main(argv: list[str] | None = None) -> int:
             os.open(os.devnull, os.O_RDWR)
     sys.stderr = sys.stderr or os.fdopen(2, "w")
     try:
-        only_signed = getattr(args, "only_signed", False)
-        # A peer runs for long, so it lets the other commands use its database.
-        share = args.command == "replicate"
         signed = args.signed and args.command != "new-id"
-        options = {"signed": signed, "only_signed": only_signed, "share": share}
-        # A mistyped path is no reason to make a database for one who only looks.
-        create = args.command in ("append", "import", "replicate", "new-id")
-        with printing(), open_logs(args.db, **options, create=create, wait=WAIT) as logs:
+        options = {"signed": signed, "only_signed": args.only_signed, "create": args.create}
+        # A peer runs for long, so it lets the other commands use its database.
+        with printing(), open_logs(args.db, **options, share=is_peer, wait=WAIT) as logs:
             return int(args.run(logs, args) or 0)
     except (ScuttleupError, OSError, ValueError, OverflowError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        # This is the usual end of what has no end of its own.
-        endless = args.command == "replicate" and not args.once
-        return 0 if endless or getattr(args, "live", False) else 130
+        # This is the usual end of a command that has no end of its own.
+        return 0 if args.live or (is_peer and not args.once) else 130
 
 
-class _Ending:
-    """What a Ctrl-C or a SIGTERM does, from the start: it raises KeyboardInterrupt.
-
-    When `wake` is set, it calls that instead, and a second one ends the process at once.
-    """
-
-    def __init__(self) -> None:
-        self.wake: Callable[[], object] | None = None
-        # Whether one came. It may be asked from any thread.
-        self.came = False
-        # In a script, a shell makes a job that it starts with `&` ignore Ctrl-C. That is left as it
-        # was.
-        self._signals = [
-            signum
-            for signum in (signal.SIGINT, signal.SIGTERM)
-            if signal.getsignal(signum) is not signal.SIG_IGN
-        ]
-        for signum in self._signals:
-            signal.signal(signum, self)
-
-    def wake_loop(self, loop: AbstractEventLoop) -> None:
-        """Have each signal wake `loop`, and call `wake` at once if one came before."""
-        # Python handles a signal in the main thread alone, while the system may hand the signal to
-        # another thread. With a handler of its own the event loop is woken by each signal. On
-        # Windows every loop is. Ours takes the place of that handler, because it also runs while
-        # the loop is kept waiting.
-        for signum in self._signals:
-            with suppress(NotImplementedError):
-                loop.add_signal_handler(signum, self, signum, None)
-            signal.signal(signum, self)
-        if self.came and self.wake:
-            self.wake()
-
-    def __call__(self, signum: int, frame: object) -> None:
-        self.came = True
-        if self.wake is None:
-            raise KeyboardInterrupt
-        # A write of ours may hang.
-        signal.signal(signum, signal.SIG_DFL)
-        self.wake()
-
-
-def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """What is in the arguments. Ends the program if they are wrong."""
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Ends the program if they are wrong."""
+    parser = _parser()
     args, more = parser.parse_known_args(argv)
-    # argparse takes no arguments of a command that stand behind one of its options.
-    names = {"append": "entries", "replicate": "addresses"}
-    if (name := names.get(args.command)) and not any(each.startswith("-") for each in more):
-        kind = _address if name == "addresses" else str
-        try:
-            getattr(args, name).extend(map(kind, more))
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"argument HOST:PORT: {error}")
+    if more and args.command in ("append", "replicate"):
+        # argparse takes no arguments of a command that stand behind one of its options.
+        args.parser.parse_args(more, args)
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if args.command == "replicate":
+        if not args.addresses and not args.listen:
+            parser.error("replicate: name a HOST:PORT to connect to, or --listen")
+        # "" is a file that is not there. It is no reason to do without TLS.
+        tls = args.tls_cert, args.tls_key, args.tls_ca
+        args.tls = [path for path in tls if path is not None]
+        if len(args.tls) in (1, 2):
+            parser.error("replicate: --tls-cert, --tls-key and --tls-ca go together")
     return args
 
 
 def _parser() -> argparse.ArgumentParser:
     """The parser of all arguments. Each command leaves its function in `args.run`."""
-    style: dict[str, Any] = {"epilog": EPILOG}
-    style["formatter_class"] = _formatter
     about = "Append-only logs that replicate from peer to peer."
-    parser = argparse.ArgumentParser("scuttleup", description=about, **style)
+    parser = _Parser("scuttleup", description=about)
     # The package has loaded this file, so it is there. It stands above, so it is not imported here.
     version = f"scuttleup {sys.modules['scuttleup'].__version__}"
     parser.add_argument("--version", action="version", version=version)
-    common = argparse.ArgumentParser(add_help=False, formatter_class=_formatter)
+    # A mistyped path is no reason for a command that only looks to make a database.
+    parser.set_defaults(create=False, live=False, only_signed=False)
+    common = _Parser(add_help=False)
     # Both options may stand before the command and after it. After it they have no default, which
     # would undo what stood before.
     for each, path, signed in (parser, "logs.db", False), (common, SUPPRESS, SUPPRESS):
-        help = "the database, made if missing (logs.db)"
-        each.add_argument("--db", metavar="PATH", default=path, help=help)
+        each.add_argument("--db", metavar="PATH", default=path, help="the database (logs.db)")
         help = "make the log of a new database a signed one: nobody else can add to it"
         each.add_argument("--signed", action="store_true", default=signed, help=help)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Any, help: str) -> Any:
+    def add(name: str, run: Any, help: str, **defaults: bool) -> Any:
         about = help[0].upper() + help[1:] + "."
-        command = commands.add_parser(name, parents=[common], help=help, description=about, **style)
-        command.set_defaults(run=run)
+        command = commands.add_parser(name, parents=[common], help=help, description=about)
+        command.set_defaults(run=run, parser=command, **defaults)
         return command.add_argument
 
-    argument = add("append", _append, "append entries to this peer's log")
-    help = "one entry; without any, each line of stdin"
-    argument("entries", nargs="*", metavar="ENTRY", help=help)
+    argument = add("append", _append, "append entries to this peer's log", create=True)
+    argument("entries", nargs="*", action="extend", metavar="ENTRY", help="or each line of stdin")
 
     argument = add("read", _read, "print every entry of every log")
-    help = "do not end (replicate shows what is new)"
-    argument("--live", action="store_true", help=help)
-    help = "leave out what was there when `scuttleup head --json >FILE` was run; - is stdin"
-    argument("--since", metavar="FILE", help=help)
+    argument("--live", action="store_true", help="do not end (replicate shows what is new)")
+    argument("--since", metavar="FILE", help="leave out what `head --json >FILE` saw; - is stdin")
     help = "a JSON object a line, with `entry`, or `entry_base64` where that is not UTF-8"
     argument("--json", action="store_true", help=help)
 
     argument = add("head", _head, "print the last number of every log; * is this peer's")
     argument("--json", action="store_true", help="as a JSON object")
 
-    help = "the id of the log, as `head` shows it, without the quotes"
-    add("forget", _want, "delete another's log, and take it no more")(
-        "peer", metavar="PEER", help=help
-    )
-    add("remember", _want, "take a log again that was forgotten")("peer", metavar="PEER", help=help)
-    argument = add("export", _export, "print every entry as it is stored, a JSON object a line")
-    argument = add("import", _import, "store what export has printed, from stdin")
-    argument = add("backup", _backup, "make a whole copy, which knows that it is a backup")
+    peer = {"metavar": "PEER", "help": "the id of the log, as `head` shows it, without the quotes"}
+    add("forget", _forget, "delete another's log, and take it no more")("peer", **peer)
+    help = "take a log again that was forgotten"
+    add("remember", lambda logs, args: logs.remember(args.peer), help)("peer", **peer)
+    add("export", _export, "print every entry as it is stored, a JSON object a line")
+    add("import", _import, "store what export has printed, from stdin", create=True)
+    help = "make a whole copy, which knows that it is a backup"
+    argument = add("backup", lambda logs, args: logs.backup(args.path), help)
     argument("path", metavar="NEW", help="a folder that is not there yet")
-    add("resume", _resume, "let a backup go on, because no other copy does")
-    add("new-id", _new_id, "begin a new log; the old one stays as another's log")
-
+    help = "let a backup go on, because no other copy does"
+    add("resume", lambda logs, args: logs.resume(), help)
+    help = "begin a new log; the old one stays as another's log"
+    add("new-id", _new_id, help, create=True)
     add("check", _check, "read everything, and tell log by log whether it is what it should be")
 
     help = "exchange entries with other peers: print theirs, append what is typed"
-    argument = add("replicate", _replicate, help)
+    argument = add("replicate", _replicate, help, create=True)
     help = "a peer to connect to, and again, after growing pauses, when that fails or ends"
-    argument("addresses", nargs="*", type=_address, metavar="HOST:PORT", help=help)
+    argument("addresses", nargs="*", action="extend", type=_address, metavar="HOST:PORT", help=help)
     help = "serve other peers, who may then read and write; HOST is 127.0.0.1; may be repeated"
     at_home = partial(_address, default_host="127.0.0.1")
     argument("--listen", action="append", type=at_home, metavar="[HOST:]PORT", help=help)
@@ -234,9 +184,15 @@ def _parser() -> argparse.ArgumentParser:
     argument("--once", action="store_true", help=help)
     argument("--tls-cert", metavar="FILE", help="this peer's certificate, PEM")
     argument("--tls-key", metavar="FILE", help="the key of that, PEM")
-    help = "who signed the certificates of all who may take part, PEM"
-    argument("--tls-ca", metavar="FILE", help=help)
+    argument("--tls-ca", metavar="FILE", help="the authority that signed all certificates, PEM")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of this program, or of one of its commands."""
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog, epilog=EPILOG, formatter_class=_formatter, **options)
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -268,38 +224,6 @@ def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
     # Each line is stored as it comes.
     while lines.take(stdin.read1(1 << 16)):
         pass
-
-
-class Lines:
-    """Appends lines as they come: those of one read in one atomic step.
-
-    >>> lines = Lines(logs)
-    >>> lines.take(b"one\\ntwo\\nthr"), lines.take(b"ee\\n"), lines.take(b"")
-    (True, True, False)
-    """
-
-    def __init__(self, logs: Scuttleup) -> None:
-        self._logs = logs
-        # A line that has not ended yet.
-        self._rest = bytearray()
-
-    def take(self, data: bytes) -> bool:
-        """Append the lines that end in `data`, and return whether there can be more.
-
-        b"" is the end of the input, which also ends the last line. Raises ValueError if a line is
-        too long for an entry.
-        """
-        ends = data or (b"\n" if self._rest else b"")
-        self._rest += ends
-        if b"\n" in ends:
-            *lines, rest = bytes(self._rest).split(b"\n")
-            self._rest = bytearray(rest)
-            if sys.platform == "win32":
-                lines = [line.removesuffix(b"\r") for line in lines]
-            self._logs.extend(lines)
-        if len(self._rest) > limits.MAX_ENTRY:
-            raise ValueError(f"a line is longer than {limits.MAX_ENTRY} bytes")
-        return bool(data)
 
 
 def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
@@ -349,12 +273,11 @@ def _import(logs: Scuttleup, args: argparse.Namespace) -> None:
     import json
     from base64 import b64decode
 
-    def parse(line: bytes) -> Change:
+    def parse(line: bytes) -> tuple[str, int, bytes]:
         found = json.loads(line)
-        if "entry" in found:
-            return Change(found["peer"], found["seq"], found["entry"].encode())
-        entry = b64decode(found["entry_base64"], validate=True)
-        return Change(found["peer"], found["seq"], entry)
+        text = found.get("entry")
+        entry = b64decode(found["entry_base64"], validate=True) if text is None else text.encode()
+        return found["peer"], found["seq"], entry
 
     stdin, first = open_stdin(), 1
     while lines := stdin.readlines(1 << 20):
@@ -364,16 +287,6 @@ def _import(logs: Scuttleup, args: argparse.Namespace) -> None:
             last = first + len(lines) - 1
             raise ValueError(f"lines {first} to {last} of stdin: {error}") from error
         first += len(lines)
-
-
-def _backup(logs: Scuttleup, args: argparse.Namespace) -> None:
-    """Make a backup."""
-    logs.backup(args.path)
-
-
-def _resume(logs: Scuttleup, args: argparse.Namespace) -> None:
-    """Let a backup go on."""
-    logs.resume()
 
 
 def _new_id(logs: Scuttleup, args: argparse.Namespace) -> None:
@@ -393,12 +306,9 @@ def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
         print(f"{'*' if peer == logs.id else ' '} {seq} {peer!r}")
 
 
-def _want(logs: Scuttleup, args: argparse.Namespace) -> None:
-    """Forget a log, or take it again."""
-    if args.command == "remember":
-        logs.remember(args.peer)
-    else:
-        print(f"{args.peer!r}: {logs.forget(args.peer)} entries deleted")
+def _forget(logs: Scuttleup, args: argparse.Namespace) -> None:
+    """Forget a log."""
+    print(f"{args.peer!r}: {logs.forget(args.peer)} entries deleted")
 
 
 def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
@@ -426,18 +336,6 @@ def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
 # --- replicate ---
 
 
-def _check_replicate(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the program if the arguments do not fit together."""
-    if not args.addresses and not args.listen:
-        parser.error("replicate: name a HOST:PORT to connect to, or --listen")
-    args.tls = [args.tls_cert, args.tls_key, args.tls_ca]
-    # "" is a file that is not there. It is no reason to do without TLS.
-    if None in args.tls:
-        if args.tls != [None] * 3:
-            parser.error("replicate: --tls-cert, --tls-key and --tls-ca go together")
-        args.tls = None
-
-
 def _address(text: str, default_host: str = "") -> tuple[str, int]:
     """The host and port in the argument `text`, in which IPv6 stands in brackets.
 
@@ -453,8 +351,7 @@ def _address(text: str, default_host: str = "") -> tuple[str, int]:
 
 def _replicate(logs: Scuttleup, args: argparse.Namespace) -> int:
     """Run a peer until it ends, and return the exit status."""
-    # Imported here, because it takes longer to load than all the rest.
-    import asyncio
+    import asyncio  # here, because it takes longer to load than all the rest
 
     return asyncio.run(_run_peer(logs, args))
 
@@ -466,29 +363,13 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     order from the inside out.
     """
     import asyncio
-    import logging
     from contextlib import nullcontext
 
-    loop = asyncio.get_running_loop()
-    # Set when the peer is to end.
-    over = asyncio.Event()
-    ending: _Ending = args.ending
-    ending.wake = partial(loop.call_soon_threadsafe, over.set)
-    ending.wake_loop(loop)
+    ending: Ending = args.ending
+    over = ending.begin()
     from ..peer import Peer, load_tls
     from ..replication import UNWANTED
-    from .terminal import Messages, Printer, Typist
-
-    # The errors of our own database that the threads have met.
-    errors: list[Exception] = []
-
-    def fail(error: Exception) -> None:
-        errors.append(error)
-        loop.call_soon_threadsafe(over.set)
-
-    def may_wait() -> bool:
-        """Whether a slow reader of stdout is waited for at the end."""
-        return args.once and not ending.came
+    from .terminal import Messages, Printer, Typist, logger
 
     peer = Peer(
         logs,
@@ -500,23 +381,23 @@ async def _run_peer(logs: Scuttleup, args: argparse.Namespace) -> int:
     )
     with Messages() as messages:
         with (
-            Printer(logs, fail, may_wait) as printer,
-            nullcontext() if args.once else Typist(Lines(logs).take, fail, lambda: ending.came),
+            Printer(logs, ending, patient=args.once) as printer,
+            nullcontext() if args.once else Typist(logs, ending),
         ):
             if args.once and sys.stderr.isatty():
                 messages.show(lambda: f"received {printer.received}")
             async with peer:
                 ends = (asyncio.create_task(peer.wait()), asyncio.create_task(over.wait()))
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if errors:
-            raise errors[0]
+        if ending.error:
+            raise ending.error
         if not args.once:
             return 0
         done = peer.replicated
         summary = f"sent {done.sent}, received {printer.received}"
         if done.sent and done.delivered is not None:
             summary += f", delivered {done.delivered}"
-        logging.getLogger("scuttleup").info(summary)
+        logger.info(summary)
         if ending.came:
             return 130
         bad = any(reason not in UNWANTED for reason in done.refused.values())

@@ -5,7 +5,7 @@ Theory of operation
 
 Each of the two may be shared with a neighbour, as in `{ node server.js & scuttleup read; } | less`.
 If the neighbour makes it non-blocking, it is so for all who have it, at any moment. Python then
-takes a pause on stdin for its end, and drops what stdout does not take at once. A `_Patient` file
+takes a pause on stdin for its end, and drops what stdout does not take at once. A `Patient` file
 waits in `select` instead, and leaves it to the neighbour how the file is set.
 
 stdout may also be no file at all: a window of IDLE, a cell of Jupyter, a text in memory, or None
@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
+
+from .. import limits
+from ..log import Scuttleup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 
-class _Patient(FileIO):
+class Patient(FileIO):
     """A file that waits until there is something to read, or room to write, however it is set."""
 
     # Whether what is still to be written is dropped.
@@ -53,7 +56,39 @@ def open_stdin() -> BufferedReader:
     """stdin as bytes: use `read1`, or its lines. Without a size, `read` does not wait."""
     if sys.platform == "win32":  # it has no such files, and its console gives UTF-8 only like this
         return open(0, "rb", closefd=False)
-    return BufferedReader(_Patient(0, "rb", closefd=False))
+    return BufferedReader(Patient(0, "rb", closefd=False))
+
+
+class Lines:
+    """Appends lines as they come: those of one read in one atomic step.
+
+    >>> lines = Lines(logs)
+    >>> lines.take(b"one\\ntwo\\nthr"), lines.take(b"ee\\n"), lines.take(b"")
+    (True, True, False)
+    """
+
+    def __init__(self, logs: Scuttleup) -> None:
+        self._logs = logs
+        # A line that has not ended yet.
+        self._rest = bytearray()
+
+    def take(self, data: bytes) -> bool:
+        """Append the lines that end in `data`, and return whether there can be more.
+
+        b"" is the end of the input, which also ends the last line. Raises ValueError if a line is
+        too long for an entry.
+        """
+        ends = data or (b"\n" if self._rest else b"")
+        self._rest += ends
+        if b"\n" in ends:
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
+            if sys.platform == "win32":
+                lines = [line.removesuffix(b"\r") for line in lines]
+            self._logs.extend(lines)
+        if len(self._rest) > limits.MAX_ENTRY:
+            raise ValueError(f"a line is longer than {limits.MAX_ENTRY} bytes")
+        return bool(data)
 
 
 @contextmanager
@@ -65,33 +100,23 @@ def printing() -> Iterator[None]:
     >>> with printing():
     ...     print(change)
     """
-    before: Any = sys.stdout
+    out: Any = sys.stdout
     raw = None
-    is_file = before is not None and before is sys.__stdout__ and sys.platform != "win32"
-    if is_file:
-        before.flush()
-        raw = _Patient(1, "wb", closefd=False)
-        lines = before.isatty()
-        sys.stdout = TextIOWrapper(
-            BufferedWriter(raw), before.encoding, "backslashreplace", line_buffering=lines
-        )
-    elif hasattr(before, "reconfigure"):
-        before.reconfigure(errors="backslashreplace")
-    try:
+    if sys.__stdout__ and out is sys.__stdout__ and sys.platform != "win32":
+        out.flush()
+        raw, style = Patient(1, "wb", closefd=False), (out.encoding, "backslashreplace")
+        out = TextIOWrapper(BufferedWriter(raw), *style, line_buffering=out.isatty())
+    elif hasattr(out, "reconfigure"):
+        out.reconfigure(errors="backslashreplace")
+    with redirect_stdout(out):
         try:
             yield
+            print(end="", flush=True)
         except Exception:
             with suppress(OSError):
-                _flush()
+                print(end="", flush=True)
             raise
-        _flush()
-    finally:
-        if raw:
-            # Python tries once more when it drops the file, and says so with two lines of its own.
-            raw.given_up = True
-        sys.stdout = before
-
-
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
+        finally:
+            if raw:
+                # Python tries once more when it drops the file, and says so with two lines.
+                raw.given_up = True

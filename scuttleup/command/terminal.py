@@ -47,7 +47,6 @@ import signal
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
@@ -56,6 +55,8 @@ from typing import Any, Self
 from ..errors import DatabaseError, ScuttleupError
 from ..log import Scuttleup
 from ..read_stream import ReadStream
+from .ending import Ending
+from .files import Lines, Patient
 
 # Bytes that are read from stdin at once.
 READ_BYTES = 64 * 1024
@@ -82,19 +83,17 @@ class _Output:
     A class below this one says in `_run` what the thread writes, and in `_end` what makes it end.
     """
 
-    def __init__(self, fd: int, stream: Any, may_wait: Callable[[], bool] = lambda: False) -> None:
-        self._out, self._file = stream, None
+    def __init__(self, name: str, stream: Any) -> None:
+        self._name, self._out, self._file = name, stream, None
         with suppress(OSError, AttributeError):  # it is no file, but a text in memory, for instance
             # There is no buffer, so no lock that a blocked thread would hold at the end.
-            self._file = open(stream.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
-        self._name = ("stdout", "stderr")[fd - 1]
-        self._may_wait = may_wait
+            self._file = Patient(stream.fileno(), "wb", closefd=False)
         # Whether something could not be written, at the first try at least.
         self.failed = False
         # This goes up with each write.
         self._progress = 0
         # Set when the peer has gone.
-        self._ending = threading.Event()
+        self._gone = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
@@ -111,30 +110,24 @@ class _Output:
         data = text.encode(self._out.encoding, "backslashreplace")
         while data:
             try:
-                written = self._file.write(data)
-                if not written:
-                    # Another program that has this file open has made it non-blocking.
-                    time.sleep(0.05)
-                data = data[written or 0 :]
+                data = data[self._file.write(data) :]
                 self._progress += 1
             except OSError as error:
                 if not self.failed:
                     logger.warning("%s: %s", self._name, error.strerror)
                 self.failed = True
                 # A pipe without a reader gets none later. Windows calls that EINVAL.
-                if self._ending.is_set() or error.errno in (errno.EPIPE, errno.EINVAL):
+                if self._gone.is_set() or error.errno in (errno.EPIPE, errno.EINVAL):
                     return
-                self._ending.wait(RETRY)
+                self._gone.wait(RETRY)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._gone.set()
         self._end()
-        self._ending.set()
-        while self._thread.is_alive() and self._may_wait():
-            self._thread.join(LOOK)
         for _ in range(4):
             before = self._progress
             self._thread.join(PATIENCE)
@@ -145,18 +138,14 @@ class _Output:
 class Printer(_Output):
     """Prints what is stored from now on, except what this peer appends: that was typed here.
 
-    `fail` is called, from the thread of the printer, if the database cannot be read. Leaving the
-    `with` prints what was stored until then. A slow reader of stdout is waited for as long as
-    `may_wait` returns true. After that it is waited for only while there is progress, and for two
-    seconds at most.
+    It fails the `ending` if the database cannot be read. Leaving the `with` prints what was stored
+    until then. If the printer is `patient`, it waits for a slow reader of stdout until a signal
+    comes. Otherwise, and then, it waits only while there is progress, and for two seconds at most.
     """
 
-    def __init__(
-        self, logs: Scuttleup, fail: Callable[[Exception], None], may_wait: Callable[[], bool]
-    ) -> None:
-        super().__init__(1, sys.stdout, may_wait)
-        self._logs = logs
-        self._fail = fail
+    def __init__(self, logs: Scuttleup, ending: Ending, *, patient: bool) -> None:
+        super().__init__("stdout", sys.stdout)
+        self._logs, self._ending, self._patient = logs, ending, patient
         # How far each log is printed.
         self._printed = logs.head
         self._stream = self._follow(live=True)
@@ -173,7 +162,7 @@ class Printer(_Output):
             # The stream was closed. What it had not come to yet is in the database.
             self._print(self._follow(live=False))
         except ScuttleupError as error:
-            self._fail(error)
+            self._ending.fail(error)
 
     def _print(self, stream: ReadStream) -> None:
         for change in stream:
@@ -184,26 +173,20 @@ class Printer(_Output):
 
     def _end(self) -> None:
         self._stream.close()
+        while self._patient and not self._ending.came and self._thread.is_alive():
+            self._thread.join(LOOK)
 
 
 class Typist:
-    """Hands over what is typed, or what else comes from stdin.
+    """Appends the lines that are typed, or that come from stdin in another way.
 
-    `take` is called with some bytes and, at the end of stdin, with b"". If it raises a
-    DatabaseError, `fail` gets that. Any other error of it is told, and means that nothing more is
-    taken. That stdin has ended is told unless `is_ending` says that we end as well. All three are
-    called from the thread of the typist.
+    It fails the `ending` if the database fails. It tells any other error, and takes nothing more
+    after that. It also tells the end of stdin, unless a signal has come.
     """
 
-    def __init__(
-        self,
-        take: Callable[[bytes], object],
-        fail: Callable[[Exception], None],
-        is_ending: Callable[[], bool],
-    ) -> None:
-        self._take = take
-        self._fail = fail
-        self._is_ending = is_ending
+    def __init__(self, logs: Scuttleup, ending: Ending) -> None:
+        self._take = Lines(logs).take
+        self._ending = ending
         # On Windows, a console that is opened like this gives UTF-8.
         self._stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
         # How many bytes may still be taken once the end has come.
@@ -217,7 +200,7 @@ class Typist:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        """Hand over what comes, until stdin or the peer has ended. Runs in a thread."""
+        """Append until stdin or the peer has ended. Runs in a thread."""
         try:
             while (data := self._read()) is not None:
                 self._take(data)
@@ -229,11 +212,11 @@ class Typist:
                         return
                     if self._goes_on():
                         continue
-                if not self._is_ending():
+                if not self._ending.came:
                     logger.info("stdin has ended: nothing more is taken from it")
                 return
         except DatabaseError as error:
-            self._fail(error)
+            self._ending.fail(error)
         except (ScuttleupError, ValueError, OverflowError) as error:
             # A line is too long, or our log takes no more. The peer still serves others.
             logger.warning("stdin: %s: nothing more is taken", error)
@@ -252,7 +235,7 @@ class Typist:
             # Everything that was ready when the end came is taken first.
             if 0 not in ready or self._last <= 0:
                 return None
-            if _may_read(self._stdin) and (data := _read_now(self._stdin)) is not None:
+            if (data := _read_now(self._stdin)) is not None:
                 if self._end in ready:
                     self._last -= len(data)
                 return data
@@ -294,7 +277,7 @@ class Messages(_Output):
     """
 
     def __init__(self) -> None:
-        super().__init__(2, sys.stderr)
+        super().__init__("stderr", sys.stderr)
         # What returns the text that `show` repeats, if there is any.
         self._figure: Callable[[], str] | None = None
         # What waits to be written; None says that nothing more comes.
@@ -333,23 +316,17 @@ class Messages(_Output):
         self._put(None)
 
 
-def _may_read(stdin: FileIO) -> bool:
-    """Whether stdin is not a terminal that somebody else uses now."""
-    if sys.platform == "win32" or not stdin.isatty():
-        return True
-    # Imported here, because Windows does not have it.
-    import termios
-
-    try:
-        # A terminal that does not control this process has no front and no background: an OSError.
-        in_front = os.tcgetpgrp(stdin.fileno()) == os.getpgrp()
-    except OSError:
-        in_front = True
-    return in_front and bool(termios.tcgetattr(stdin)[3] & termios.ICANON)
-
-
 def _read_now(stdin: FileIO) -> bytes | None:
-    """What is there to read; None if somebody else was faster or the terminal is not ours now."""
+    """What is there to read; None if another program was faster or uses the terminal now."""
+    if sys.platform != "win32" and stdin.isatty():
+        # Imported here, because Windows does not have it.
+        import termios
+
+        with suppress(OSError):  # it does not control this process: no front and no background
+            if os.tcgetpgrp(stdin.fileno()) != os.getpgrp():
+                return None
+        if not termios.tcgetattr(stdin)[3] & termios.ICANON:
+            return None
     try:
         return stdin.read(READ_BYTES)
     except OSError as error:
