@@ -65,7 +65,7 @@ import threading
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -77,6 +77,9 @@ from .replication import MODES, Mode, Replicated, ReplicationStream, replicate
 
 # A host, which is a name or a number, and a port.
 Address = tuple[str, int]
+# Where connections come from: one address of IPv4, or a /64 of IPv6, which one host is given.
+Host = str | bytes
+Task = asyncio.Task[None]
 
 # Seconds between two attempts to connect: the first wait, and the longest one.
 FIRST_DELAY = 0.5
@@ -189,26 +192,19 @@ class Peer:
         addresses: Iterable[Any] = [listen] if one and listen else listen or ()
         self._listen = [_check_address(address) for address in addresses]
         self._connect = [_check_address(address) for address in connect]
-        if len(self._connect) > max_connections:
-            raise ValueError(
-                f"connect has {len(self._connect)} addresses, but max_connections is "
-                f"{max_connections!r}"
-            )
-        self._mode = mode
-        self._live = live
-        self._tls = tls
+        if (count := len(self._connect)) > max_connections:
+            raise ValueError(f"connect has {count} addresses, max_connections is {max_connections}")
+        self._mode, self._live, self._tls = mode, live, tls
         self._max_connections = max_connections
         # All tasks of this peer. It is entered and left with the `async with`.
         self._group = asyncio.TaskGroup()
         # One for each listening socket.
-        self._acceptors: set[asyncio.Task[None]] = set()
-        # One for each connection that came, and one for each address in `connect`, whether or not
-        # that is connected at present.
-        self._sessions: set[asyncio.Task[None]] = set()
-        # Which of these belong to a connection that came, and from which host.
-        self._guests: dict[asyncio.Task[None], str | bytes] = {}
-        # Which of these belong to an address in `connect`; None until the peer is entered.
-        self._dialing: dict[asyncio.Task[None], Address] | None = None
+        self._acceptors: set[Task] = set()
+        # One for each connection that came, with the host that it came from, and one for each
+        # address in `connect`, with that address, whether or not it is connected at present.
+        self._sessions: dict[Task, Host | Address] = {}
+        # Whether the `async with` has begun.
+        self._entered = False
         # The addresses of those who are connected now, and the replications with them, by their
         # writers.
         self._connected: dict[StreamWriter, tuple[Address, ReplicationStream]] = {}
@@ -221,7 +217,7 @@ class Peer:
         self._tell = self._store.events.tell
         # From this number on, descriptors are not for connections. 0 means that there is no limit.
         self._first_spare = 0
-        # What all exchanges that have ended sent, received and refused.
+        # The sum of all exchanges that have ended.
         self._replicated = Replicated(0, 0, {})
         self._failures = self._lost = 0
         self._addresses: list[Address] = []
@@ -240,6 +236,14 @@ class Peer:
     def lost(self) -> int:
         """How many changes, sent in exchanges that have ended, remotes say they wanted and lack."""
         return self._lost
+
+    @property
+    def replicated(self) -> Replicated:
+        """The sum of all exchanges that ended well: changes sent and received, and logs refused.
+
+        An exchange that is under way is not counted yet.
+        """
+        return self._replicated
 
     @property
     def connected(self) -> list[Address]:
@@ -277,31 +281,26 @@ class Peer:
                 return
             await self._changed.wait()
 
-    @property
-    def replicated(self) -> Replicated:
-        """What all exchanges that ended well sent, received and refused together.
-
-        An exchange that is under way is not counted yet.
-        """
-        return self._replicated
-
     def connect(self, address: Address) -> None:
         """Stay connected to one more address. Raises ValueError if there are too many."""
         if len(self._connect) >= self._max_connections:
             raise ValueError(f"{address!r} is more than max_connections, {self._max_connections}")
-        self._connect.append(_check_address(address))
-        if self._dialing is not None:
-            self._dial(self._connect[-1])
-            if len(self._sessions) > self._max_connections and self._guests:
-                next(reversed(self._guests)).cancel()
+        address = _check_address(address)
+        self._connect.append(address)
+        if self._entered:
+            self._start(self._stay_connected(address), address)
+            if len(self._sessions) > self._max_connections:
+                came = [task for task, who in self._sessions.items() if not isinstance(who, tuple)]
+                for task in came[-1:]:
+                    task.cancel()
 
     def disconnect(self, address: Address) -> None:
         """Leave an address of `connect` at once. Raises ValueError if it is none."""
         if _check_address(address) not in self._connect:
             raise ValueError(f"{address!r} is not an address that is connected to")
         self._connect.remove(address)
-        for task, dialed in list((self._dialing or {}).items()):
-            if dialed == address:
+        for task, who in self._sessions.items():
+            if who == address:
                 task.cancel()
                 break
 
@@ -324,23 +323,15 @@ class Peer:
             {}, snapshot=False, live=False, wake=partial(loop.call_soon_threadsafe, self._look)
         )
         self._first_spare = _limit_descriptors(self._max_connections)
-        sockets: list[socket.socket] = []
-        try:
-            for address in self._listen:
-                sockets += await _listen(address)
-        except BaseException:
-            for sock in sockets:
-                sock.close()
-            raise
-        self._addresses = [_address_of(sock.getsockname()) for sock in sockets]
-        for sock, address in zip(sockets, self._addresses, strict=True):
-            logger.info("listening on %s", _show(address))
+        for sock in await _listen(self._listen):
+            self._addresses.append(_address_of(sock.getsockname()))
+            logger.info("listening on %s", _show(self._addresses[-1]))
             task = self._group.create_task(self._accept(sock))
             self._acceptors.add(task)
             self._close_after(task, sock)
-        self._dialing = {}
+        self._entered = True
         for address in self._connect:
-            self._dial(address)
+            self._start(self._stay_connected(address), address)
         return self
 
     async def __aexit__(
@@ -370,28 +361,20 @@ class Peer:
         self._over.set()
         self._changed.set()
 
-    def _start(self, session: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, session: Coroutine[Any, Any, None], who: Host | Address) -> Task:
         """Start a session, which counts as a connection until it ends."""
         task = self._group.create_task(session)
-        self._sessions.add(task)
+        self._sessions[task] = who
         task.add_done_callback(self._forget)
         return task
 
-    def _dial(self, address: Address) -> None:
-        """Start to stay connected to an address."""
-        assert self._dialing is not None
-        self._dialing[self._start(self._stay_connected(address))] = address
-
-    def _close_after(self, task: asyncio.Task[None], sock: socket.socket) -> None:
+    def _close_after(self, task: Task, sock: socket.socket) -> None:
         """Close `sock` when `task` is done, even if that was cancelled before its first step."""
         task.add_done_callback(lambda _: sock.close())
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _forget(self, task: Task) -> None:
         """Forget a session that has ended. A peer that is not `live` is over after the last."""
-        self._sessions.discard(task)
-        self._guests.pop(task, None)
-        if self._dialing:
-            self._dialing.pop(task, None)
+        del self._sessions[task]
         if not self._live and not self._sessions:
             self._over.set()
         self._changed.set()
@@ -415,12 +398,10 @@ class Peer:
             # As many descriptors as there are addresses in `connect` are left for those.
             if (
                 len(self._sessions) < self._max_connections
-                and list(self._guests.values()).count(host) < max(1, self._max_connections // 4)
+                and list(self._sessions.values()).count(host) < max(1, self._max_connections // 4)
                 and self._may_keep(sock, len(self._connect))
             ):
-                task = self._start(self._serve(sock, address))
-                self._guests[task] = host
-                self._close_after(task, sock)
+                self._close_after(self._start(self._serve(sock, address), host), sock)
             else:
                 sock.close()
                 text = f"{_show(address)}: closed, as there are too many connections"
@@ -472,10 +453,10 @@ class Peer:
         Returns whether all of them were in error, and how many seconds the last exchange took.
         """
         now, name = asyncio.get_running_loop().time, _show(address)
-        # How many exchanges failed, and whether each of them did because the remote was in error.
-        failed, in_error, took = 0, True, 0.0
-        reason = "there is no such address"
+        # The end of each attempt: "" if there was no connection, else the kind of the failure.
+        ends: list[str] = []
         targets: list[Any] = []
+        reason, took = "there is no such address", 0.0
         try:
             async with asyncio.timeout(limits.CONNECT_SECONDS):
                 targets = await _resolve(*address)
@@ -487,22 +468,22 @@ class Peer:
                 async with asyncio.timeout(limits.CONNECT_SECONDS):
                     reader, writer = await self._open_one(family, target)
             except OSError as error:
-                reason, in_error = _reason(error), False
+                reason = _reason(error)
+                ends.append("")
                 continue
             begun = now()
-            went_well, was_in_error = await self._exchange(address, name, reader, writer)
+            ends.append(await self._exchange(address, name, reader, writer))
             took = now() - begun
             # They are not to be kept in memory.
             del reader, writer
-            if went_well:
-                self._failures -= failed
+            if ends[-1] == "gone":
+                self._failures -= sum(map(bool, ends[:-1]))
                 return False, took
-            failed, in_error = failed + 1, in_error and was_in_error
-        if not failed:
+        if not any(ends):
             self._failures += 1
             text = f"{name}: cannot connect: {reason}"
             self._tell("warning", "not connected", text, who=name)
-        return in_error and failed > 0, took
+        return set(ends) == {"in error"}, took
 
     async def _open_one(self, family: int, target: Any) -> tuple[StreamReader, StreamWriter]:
         """Connect to one address, over TLS if we have it. Raises OSError."""
@@ -525,21 +506,20 @@ class Peer:
 
     async def _exchange(
         self, address: Address, who: str, reader: StreamReader, writer: StreamWriter
-    ) -> tuple[bool, bool]:
-        """Replicate until that ends; return whether it went well, and if the remote was in error.
+    ) -> str:
+        """Replicate until that ends; return the kind of the end, which is "gone" if all went well.
 
         `who` is the name by which `Events` tells this remote from others.
         """
-        name = _show(address)
+        name, end = _show(address), "lost"
         self._tell("info", "connected", f"{name}: connected", who=who)
-        went_well = in_error = False
         try:
             result = await replicate(partial(self._make_stream, address, writer), reader, writer)
         except (ProtocolError, ConnectionLost) as error:
             self._failures += 1
-            in_error = isinstance(error, ProtocolError)
-            kind = "in error" if in_error else "lost"
-            self._tell("warning", kind, f"{name}: {error}", who=who)
+            if isinstance(error, ProtocolError):
+                end = "in error"
+            self._tell("warning", end, f"{name}: {error}", who=who)
         except ScuttleupError:
             if not self._sentinel.closed:  # these logs were closed just before we used them
                 raise
@@ -550,18 +530,18 @@ class Peer:
                 {"message": f"{name}: an exchange failed", "exception": error}
             )
         else:
-            went_well = True
+            end = "gone"
             self._count(result)
             self._lost += self._connected[writer][1].lost_there
             if self._live:
-                self._tell("info", "gone", f"{name}: gone", who=who)
+                self._tell("info", end, f"{name}: gone", who=who)
         finally:
             self._connected.pop(writer, None)
             self._changed.set()
             writer.transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
-        return went_well, in_error
+        return end
 
     def _make_stream(
         self, address: Address, writer: StreamWriter, wake: Callable[[], None]
@@ -587,29 +567,34 @@ class Peer:
         )
 
 
-async def _listen(address: Address) -> list[socket.socket]:
-    """Listen on every address of that name. Raises ScuttleupError if that is not possible."""
+async def _listen(addresses: list[Address]) -> list[socket.socket]:
+    """Listen on every address of all these names, or on none: then ScuttleupError is raised."""
     sockets: list[socket.socket] = []
-    missing: OSError | None = None
-    try:
-        for family, *_, local in await _resolve(*address, flags=socket.AI_PASSIVE):
+    with ExitStack() as failing:
+        for address in addresses:
+            found: list[socket.socket] = []
+            missing: OSError | None = None
             try:
-                sockets.append(socket.create_server(local, family=family, backlog=limits.BACKLOG))
-            except OSError as error:
-                # The name "localhost" means an IPv6 address as well, even where a machine has no
-                # IPv6.
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                missing = error
-            else:
-                sockets[-1].setblocking(False)
-        if missing and not sockets:
-            raise missing
-    # A name that no host can have is a UnicodeError.
-    except (OSError, UnicodeError) as error:
-        for sock in sockets:
-            sock.close()
-        raise ScuttleupError(f"cannot listen on {_show(address)}: {_reason(error)}") from error
+                for family, *_, local in await _resolve(*address, flags=socket.AI_PASSIVE):
+                    try:
+                        sock = socket.create_server(local, family=family, backlog=limits.BACKLOG)
+                    except OSError as error:
+                        # The name "localhost" means an IPv6 address as well, even where a machine
+                        # has no IPv6.
+                        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                            raise
+                        missing = error
+                    else:
+                        sock.setblocking(False)
+                        found.append(failing.enter_context(sock))
+                if missing and not found:
+                    raise missing
+            # A name that no host can have is a UnicodeError.
+            except (OSError, UnicodeError) as error:
+                text = f"cannot listen on {_show(address)}: {_reason(error)}"
+                raise ScuttleupError(text) from error
+            sockets += found
+        failing.pop_all()
     return sockets
 
 
@@ -705,8 +690,8 @@ def _address_of(name: Any) -> Address:
     return host, port
 
 
-def _host_of(address: Address) -> str | bytes:
-    """What counts as one host: one address of IPv4, or a /64 of IPv6, which one host is given."""
+def _host_of(address: Address) -> Host:
+    """The host that an address belongs to."""
     host = address[0].partition("%")[0]
     return socket.inet_pton(socket.AF_INET6, host)[:8] if ":" in host else host
 
