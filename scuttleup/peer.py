@@ -6,11 +6,11 @@ Theory of operation
 A peer is a set of tasks in one `asyncio.TaskGroup`, which exists exactly as long as the body of the
 `async with`:
 
-    one *acceptor* for each listening socket       accepts, and starts a session for each connection
-    one *session* for each connection that came   replicates once and ends
-    one *session* for each address in `connect`   connects, replicates, waits, and begins again
+    an *acceptor* for each listening socket       accepts, and starts a session for each connection
+    a *session* for each connection that came     replicates once and ends
+    a *session* for each address in `connect`     connects, replicates, waits, and begins again
 
-What ends them, and how they end:
+These events end tasks:
 
 - **The body of the `async with` ends**, be it normally, by an exception or by a cancellation such
   as Ctrl-C under `asyncio.run`. Leaving cancels all tasks and waits until each has closed its
@@ -19,36 +19,40 @@ What ends them, and how they end:
 - **A remote is in error, or the connection breaks.** That ends one exchange and is told. Nothing
   else is affected. A session with an address of `connect` waits and tries again: 0.5 seconds, then
   twice as long each time up to 30 seconds, while no exchange outlasts the wait before it. After a
-  `ProtocolError` it waits for 5 minutes, since the remote will most likely do the same again. Each
+  `ProtocolError` the wait is 5 minutes, since the remote will most likely do the same again. Each
   wait is shortened by chance, by up to a half, so that not all who lost a peer come back at the
   same moment.
-- **An exchange meets a mistake in this package.** That, too, ends this exchange only. It is told
-  with its traceback, as asyncio tells of an exception that nobody catches.
+- **An exchange meets a mistake in this package.** That, too, ends this exchange only. The mistake
+  is told with its traceback, as asyncio tells of an exception that nobody catches.
 - **Our own database fails.** That hits every session alike, and only the user can do something
-  about it. So no session catches it. The task group then cancels all tasks and the body, and
-  leaving the `async with` raises that error.
+  about the cause. So no session catches the error. The task group then cancels all tasks and the
+  body, and leaving the `async with` raises that error.
 - **The logs are closed**, by another thread or in a signal handler. Then there is nothing left to
   serve. All tasks end, and `wait` returns.
 - **All is exchanged**, if the peer is not `live`. Then every session ends after one exchange, and
-  `wait` returns when the last one has. The peer still listens until the body ends.
+  `wait` returns when the last session has ended. The peer still listens until the body ends.
 
 A name can mean several addresses. They are tried in turn, each for CONNECT_SECONDS, until an
-exchange with one goes well. So it does no harm if one leads nowhere, or to ourselves.
+exchange with one of them goes well. So an address that leads nowhere, or to ourselves, does no
+harm.
 
-Connections are counted from the moment they are accepted, before the TLS handshake, and the places
-of those in `connect` are taken from the start, so strangers cannot occupy them. One host gets a
-quarter of the places at most. One connection too many is closed at once. Descriptors are limited
-without counting, because the kernel always gives out the lowest free number: if no connection keeps
-a descriptor above a certain number, the numbers above it stay free for LevelDB, whatever else the
-process has open. For connections that come, that number is lower by one for each address in
-`connect`. If the process runs out of descriptors all the same, the acceptor pauses for a tenth of a
-second. `Peer` does not use asyncio's own server, because that logs a traceback for each failed
-attempt, many thousand a second. From Python 3.12 on, it also waits at its end until all who are
+*Places.* Connections are counted from the moment they are accepted, before the TLS handshake. The
+places of the addresses in `connect` are taken from the start, so strangers cannot occupy them. A
+host gets a quarter of the places at most. A connection without a place is closed at once.
+
+*Descriptors* are limited without counting, because the kernel always gives out the lowest free
+number: if no connection keeps a descriptor above a certain number, the numbers above stay free for
+LevelDB, however many descriptors the process has open otherwise. For connections that come, that
+number is lower by the number of addresses in `connect`. If the process runs out of descriptors all
+the same, the acceptor pauses for a tenth of a second.
+
+`Peer` does not use asyncio's own server, which logs a traceback for each failed attempt, many
+thousand a second. From Python 3.12 on, that server also waits at its end until all who are
 connected have left.
 
-`Peer` prints nothing. It tells what happens to the logger "scuttleup", a line for each event. The
-same event is told once a minute and then with a count (see `events.py`), so a log file grows by
-some lines a minute whatever strangers do.
+`Peer` prints nothing. The logger "scuttleup" gets a line for each event. The same event is told
+once a minute and then with a count (see `events.py`), so a log file grows by some lines a minute
+whatever strangers do.
 """
 
 from __future__ import annotations
@@ -81,27 +85,27 @@ Address = tuple[str, int]
 Host = str | bytes
 Task = asyncio.Task[None]
 
-# Seconds between two attempts to connect: the first wait, and the longest one.
+# Seconds between two attempts to connect: the first wait, and the longest.
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
 # Seconds before the next attempt after a remote was in error.
 ERROR_DELAY = 300.0
-# Seconds that the acceptor rests after the system refused it a connection. Connections that come
+# Seconds that the acceptor rests after the system refused a connection. Connections that come
 # meanwhile wait in the kernel.
 ACCEPT_PAUSE = 0.1
 
 logger = logging.getLogger("scuttleup")
-# Without any handler, Python would print warnings on stderr. What a program prints is its own
-# decision.
+# Without any handler, Python would print warnings on stderr. A program decides itself what is
+# printed.
 logger.addHandler(logging.NullHandler())
 
 
 class Connection(NamedTuple):
     """A connection of a `Peer`, and how far it has come.
 
-    `remote_id` is None until the remote has said it. `delivered` is how many of the `sent` changes
-    the remote says it has, and None if it does not report. `complete` is whether it has dealt with
-    all of them, and has sent what it had when the two met.
+    `remote_id` is None before the remote's handshake. `delivered` is how many of the `sent` changes
+    the remote says it has, and None if the remote does not report. `complete` is whether the remote
+    has dealt with all of them, and has sent all that it had when the two met.
     """
 
     address: Address
@@ -152,17 +156,17 @@ class Peer:
     - `connect` is a list of hosts and ports to stay connected to. The methods `connect` and
       `disconnect` change it at any time.
     - `mode` is "sync", "push" (only send) or "pull" (only receive).
-    - `live`: if it is false, each address is connected to once, only what is there is exchanged,
-      and `wait` returns after that.
+    - `live`: if false, each address is connected to once, only the entries that are there are
+      exchanged, and `wait` returns after that.
     - `tls` is what `load_tls` returns, or None to send everything in the clear.
-    - `max_connections` bounds all connections together, and a quarter of it those that come from
-      one host, which is a /64 in IPv6. There are fewer if the process may not have
-      that many descriptors and 64 more. Its soft limit is raised as far as that needs and the hard
-      limit allows.
+    - `max_connections` bounds all connections together, and a quarter of that number those that
+      come from one host, which is a /64 in IPv6. There are fewer if the process may not have that
+      many descriptors and 64 more. The soft limit of the process is raised as far as that needs and
+      the hard limit allows.
 
-    Wrong arguments are a TypeError or ValueError at once. Entering raises ScuttleupError if it
-    cannot listen. Leaving raises DatabaseError if our own database failed; the body is cancelled
-    when that happens. What happens on the connections goes to `logging.getLogger("scuttleup")`.
+    Wrong arguments are a TypeError or ValueError at once. Entering raises ScuttleupError if the
+    peer cannot listen. Leaving raises DatabaseError if our own database failed; the body is
+    cancelled when that happens. Events are told to `logging.getLogger("scuttleup")`.
 
     >>> async with Peer(logs, listen=("127.0.0.1", 2014), connect=[("10.0.0.7", 2014)]) as peer:
     ...     await peer.wait()
@@ -188,20 +192,20 @@ class Peer:
         if tls is not None and not isinstance(tls, Tls):
             raise TypeError(f"tls is what load_tls returns, not {tls!r}")
         self._logs = logs
-        one = isinstance(listen, (str, tuple)) and not any(isinstance(it, tuple) for it in listen)
-        addresses: Iterable[Any] = [listen] if one and listen else listen or ()
+        flat = isinstance(listen, (str, tuple)) and not any(isinstance(x, tuple) for x in listen)
+        addresses: Iterable[Any] = [listen] if flat and listen else listen or ()
         self._listen = [_check_address(address) for address in addresses]
         self._connect = [_check_address(address) for address in connect]
         if (count := len(self._connect)) > max_connections:
             raise ValueError(f"connect has {count} addresses, max_connections is {max_connections}")
         self._mode, self._live, self._tls = mode, live, tls
         self._max_connections = max_connections
-        # All tasks of this peer. It is entered and left with the `async with`.
+        # All tasks of this peer. The group is entered and left with the `async with`.
         self._group = asyncio.TaskGroup()
-        # One for each listening socket.
+        # A task for each listening socket.
         self._acceptors: set[Task] = set()
-        # One for each connection that came, with the host that it came from, and one for each
-        # address in `connect`, with that address, whether or not it is connected at present.
+        # A task for each connection that came, with the host, and a task for each address in
+        # `connect`, with the address, whether or not that is connected at present.
         self._sessions: dict[Task, Host | Address] = {}
         # Whether the `async with` has begun.
         self._entered = False
@@ -210,7 +214,7 @@ class Peer:
         self._connected: dict[StreamWriter, tuple[Address, ReplicationStream]] = {}
         # Set when a remote has reported, and when a connection has begun or ended.
         self._changed = asyncio.Event()
-        # Set when nothing is left to do: not `live` and all is exchanged, or the logs are closed.
+        # Set when nothing is left to do: see `wait`.
         self._over = asyncio.Event()
         # Where everything that happens is told.
         self._store = logs._own_store("replicate")
@@ -224,7 +228,7 @@ class Peer:
 
     @property
     def addresses(self) -> list[Address]:
-        """Where it listens, with the real ports; a name like "localhost" can mean two addresses."""
+        """The listening addresses, with real ports; a name like "localhost" can mean two."""
         return self._addresses
 
     @property
@@ -247,12 +251,12 @@ class Peer:
 
     @property
     def connected(self) -> list[Address]:
-        """The addresses of those who are connected now, the one that came first at the front."""
+        """The addresses of those who are connected now, in the order in which they came."""
         return [address for address, _ in self._connected.values()]
 
     @property
     def connections(self) -> list[Connection]:
-        """What is known of those who are connected now, in the same order."""
+        """The connections to those who are connected now, in the same order."""
         found = []
         for address, stream in self._connected.values():
             sent, received, _, delivered, *_ = stream.replicated
@@ -263,10 +267,10 @@ class Peer:
     async def caught_up(self) -> None:
         """Wait until those who are connected and report have all that we have, and we have theirs.
 
-        There has to be one at least. A connection that is lost meanwhile is waited for again. What
-        a remote got after the meeting may still be on its way, and a remote that does not report,
-        such as the original, is not waited for. Raises ScuttleupError if the logs are closed or the
-        peer has ended.
+        At least one who reports has to be connected. A connection that is lost meanwhile is waited
+        for again. Entries that a remote got after the meeting may still be on their way. A remote
+        that does not report, such as the original, is not waited for. Raises ScuttleupError if the
+        logs are closed or the peer has ended.
         """
         met: set[Address] = set()
         while True:
@@ -274,7 +278,7 @@ class Peer:
             self._store.database.ready()
             if self._over.is_set() and not self._sessions:
                 raise ScuttleupError("the peer has ended")
-            links = [it for it in self._connected.values() if it[1].reports is not False]
+            links = [link for link in self._connected.values() if link[1].reports is not False]
             now = {address for address, _ in links}
             met = (met | now) & set(self._connect)
             if links and met <= now and all(stream.caught_up for _, stream in links):
@@ -295,7 +299,7 @@ class Peer:
                     task.cancel()
 
     def disconnect(self, address: Address) -> None:
-        """Leave an address of `connect` at once. Raises ValueError if it is none."""
+        """Leave an address of `connect` at once. Raises ValueError for any other address."""
         if _check_address(address) not in self._connect:
             raise ValueError(f"{address!r} is not an address that is connected to")
         self._connect.remove(address)
@@ -305,10 +309,10 @@ class Peer:
                 break
 
     async def wait(self) -> Replicated:
-        """Wait until the peer ends by itself, and return what was sent, received and refused.
+        """Wait until the peer ends by itself, and return `replicated`.
 
-        It ends by itself if it is not `live` and all is exchanged, or if the logs are closed.
-        Otherwise this waits until it is cancelled. See `failures` for whether all went well.
+        A peer ends by itself if it is not `live` and all is exchanged, or if the logs are closed.
+        Otherwise this waits until the cancellation. See `failures` for whether all went well.
         """
         await self._over.wait()
         return self._replicated
@@ -318,7 +322,7 @@ class Peer:
 
         # A group can be entered once: this is a RuntimeError if the peer was entered before.
         await self._group.__aenter__()
-        # This follower gives nothing to read. It is here to be woken when the logs are closed.
+        # This follower gives nothing to read, but is woken when the logs are closed.
         self._sentinel = self._store.follow(
             {}, snapshot=False, live=False, wake=partial(loop.call_soon_threadsafe, self._look)
         )
@@ -342,8 +346,8 @@ class Peer:
         try:
             await self._group.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
-            # There is one error that matters: the body's own, else the first that a task had. The
-            # body's own goes on by itself when this returns.
+            # A single error matters: the body's own, else the first that a task had. The body's own
+            # goes on by itself when this returns.
             if error in group.exceptions:
                 return
             first = group.exceptions[0]
@@ -362,14 +366,14 @@ class Peer:
         self._changed.set()
 
     def _start(self, session: Coroutine[Any, Any, None], who: Host | Address) -> Task:
-        """Start a session, which counts as a connection until it ends."""
+        """Start a session with `who`, which counts as a connection until the end."""
         task = self._group.create_task(session)
         self._sessions[task] = who
         task.add_done_callback(self._forget)
         return task
 
     def _close_after(self, task: Task, sock: socket.socket) -> None:
-        """Close `sock` when `task` is done, even if that was cancelled before its first step."""
+        """Close `sock` when `task` is done, also if its cancel came before its first step."""
         task.add_done_callback(lambda _: sock.close())
 
     def _forget(self, task: Task) -> None:
@@ -382,7 +386,7 @@ class Peer:
     # --- Those who come ---
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Accept connections from one listening socket, for ever."""
+        """Accept connections from a listening socket, for ever."""
         while True:
             try:
                 sock, name = await _accept_one(listener)
@@ -434,21 +438,20 @@ class Peer:
     # --- Those whom we connect to ---
 
     async def _stay_connected(self, address: Address) -> None:
-        """Connect to one address, replicate, wait and begin again; if not `live`, do it once."""
+        """Connect to an address, replicate, wait and begin again; if not `live`, only once."""
         delay = FIRST_DELAY
         while True:
             in_error, took = await self._meet(address)
             if not self._live:
                 return
-            # An exchange that outlasted the wait before it was a good one: next time begin with a
-            # short wait.
+            # After an exchange that outlasted the wait before, begin with a short wait.
             if took > delay:
                 delay = FIRST_DELAY
             await asyncio.sleep((ERROR_DELAY if in_error else delay) * random.uniform(0.5, 1))
             delay = min(2 * delay, LONGEST_DELAY)
 
     async def _meet(self, address: Address) -> tuple[bool, float]:
-        """Replicate with one of the addresses that the name means: the first where it goes well.
+        """Replicate with the addresses that the name means, until an exchange goes well.
 
         Returns whether all of them were in error, and how many seconds the last exchange took.
         """
@@ -486,7 +489,7 @@ class Peer:
         return set(ends) == {"in error"}, took
 
     async def _open_one(self, family: int, target: Any) -> tuple[StreamReader, StreamWriter]:
-        """Connect to one address, over TLS if we have it. Raises OSError."""
+        """Connect to one address, over TLS if we have certificates. Raises OSError."""
         tls = self._tls and self._tls.client
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -525,7 +528,7 @@ class Peer:
                 raise
         except Exception as error:
             self._failures += 1
-            # This is a mistake in this package. It is told as asyncio tells of its own.
+            # This is a mistake in this package, which is told as asyncio tells of its own mistakes.
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"{name}: an exchange failed", "exception": error}
             )
@@ -552,12 +555,12 @@ class Peer:
         return stream
 
     def _count(self, result: Replicated) -> None:
-        """Add what an exchange came to. Only MAX_NAMED of the refused logs are kept."""
+        """Add the result of an exchange. Only MAX_NAMED of the refused logs are kept."""
         before, named = self._replicated, {}
         for name in ("refused", "refused_there"):
             both = {**getattr(before, name), **getattr(result, name)}
             named[name] = dict(islice(both.items(), limits.MAX_NAMED))
-        known = [it.delivered for it in (before, result) if it.delivered is not None]
+        known = [each.delivered for each in (before, result) if each.delivered is not None]
         self._replicated = Replicated(
             sent=before.sent + result.sent,
             received=before.received + result.received,
@@ -599,10 +602,10 @@ async def _listen(addresses: list[Address]) -> list[socket.socket]:
 
 
 async def _accept_one(listener: socket.socket) -> tuple[socket.socket, Any]:
-    """What `loop.sock_accept` does, but safe to be cancelled.
+    """Do as `loop.sock_accept` does, but safe to be cancelled.
 
-    Cancelled at a bad moment, that one loses a connection and logs a traceback (seen on CPython
-    3.11, and 3.13 has the same code).
+    `sock_accept` that is cancelled at a bad moment loses a connection and logs a traceback (seen on
+    CPython 3.11, and 3.13 has the same code).
     """
     loop = asyncio.get_running_loop()
     while True:
@@ -614,7 +617,7 @@ async def _accept_one(listener: socket.socket) -> tuple[socket.socket, Any]:
         try:
             loop.add_reader(listener, readable.set)
         except NotImplementedError:
-            # Windows, where `sock_accept` is another function.
+            # This is Windows, where `sock_accept` is another function.
             return await loop.sock_accept(listener)
         try:
             await readable.wait()
@@ -623,10 +626,10 @@ async def _accept_one(listener: socket.socket) -> tuple[socket.socket, Any]:
 
 
 async def _resolve(host: str, port: int, flags: int = 0) -> list[Any]:
-    """What `socket.getaddrinfo` finds, without waiting for it when we end.
+    """Return the answer of `socket.getaddrinfo`, which nobody waits for when we end.
 
     A name server that does not answer keeps a thread for half a minute. asyncio would wait for such
-    a thread of its own at the end of the program, so this is a thread that nobody waits for.
+    a thread of its own at the end of the program, so this thread is ours.
     """
     found: Future[list[Any]] = Future()
 
@@ -658,8 +661,8 @@ def _limit_descriptors(max_connections: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 0
-    # The soft limit is not simply raised to the hard one. That can be a billion, and some programs
-    # close every descriptor up to the limit when they start another program.
+    # The soft limit is not simply raised to the hard limit. That can be a billion, and some
+    # programs close every descriptor up to the limit when they start another program.
     wanted = max_connections + 4 * limits.SPARE_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
@@ -682,7 +685,7 @@ def _check_address(address: Address) -> Address:
 
 
 def _address_of(name: Any) -> Address:
-    """The host and port in what a socket says of itself, with the zone of an IPv6 address."""
+    """The host and port in the name of a socket, with the zone of an IPv6 address."""
     host, port, *more = name
     if more and more[-1]:
         with suppress(OSError):
@@ -697,12 +700,12 @@ def _host_of(address: Address) -> Host:
 
 
 def _tls_options(context: ssl.SSLContext | None) -> dict[str, Any]:
-    """The options of a connection over TLS, or without it."""
+    """The options of a connection over TLS, or without TLS."""
     return {"ssl": context, "ssl_handshake_timeout": limits.CONNECT_SECONDS} if context else {}
 
 
 def _show(address: Address) -> str:
-    """An address as it is written: IPv6 in brackets.
+    """An address as people write it: IPv6 in brackets.
 
     >>> _show(("::1", 2014))
     '[::1]:2014'
@@ -712,7 +715,7 @@ def _show(address: Address) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong with a connection, in words."""
+    """The reason why a connection failed, in words."""
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there"
     if isinstance(error, TimeoutError):
