@@ -19,7 +19,7 @@ from leveldb import FakeDB, open_leveldb
 from waiting import settle
 
 import scuttleup
-from scuttleup import DatabaseLocked, Scuttleup, limits
+from scuttleup import Scuttleup, limits
 from scuttleup.command import cli
 from scuttleup.encodings import find_encoding
 from scuttleup.sharing import SharedStore
@@ -86,7 +86,7 @@ def logs(request: pytest.FixtureRequest) -> Iterator[Scuttleup]:
 def use_shared(path: Path, encoding: str = "utf-8") -> Scuttleup:
     """Logs that use the shared database at `path`, as another process would."""
     logs = object.__new__(Scuttleup)
-    logs._use(SharedStore(str(path), DatabaseLocked(), {}), find_encoding(encoding), None)
+    logs._use(SharedStore(str(path), {}), find_encoding(encoding), None)
     return logs
 
 

@@ -1,4 +1,4 @@
-"""Two programs, one database: others of this user's processes use the logs that this one has open.
+"""Two programs, one database: further processes of this user use the logs that a process has open.
 
 `Share` lets them in (`owner.py`). `wait_for` finds who shares a database that is held, or waits for
 it; `SharedStore` stands in for the store of that process (`user.py`). `link.py` is the connection.

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 
 The process that has a database open, its *owner*, listens on the loopback interface. The file
-`share` in the database's folder names the port and a secret, and only this user can read it. The
+`share` in the database's folder, which only this user can read, names the port and a secret. The
 file also names the device and the inode of the folder, so a copy of the folder does not lead to the
 original. Every system has TCP, and no socket lies in a folder that is copied or cleaned.
 
@@ -86,7 +86,7 @@ class Link:
 
     @staticmethod
     def pack(value: Any, entries: Iterable[bytes] = ()) -> bytes:
-        """A message as it is sent. Raises ValueError if it is too large."""
+        """The bytes of a message. Raises ValueError if they are too many."""
         entries = list(entries)
         text = json.dumps([value, list(map(len, entries))]).encode()
         size = sum(map(len, entries))
@@ -95,7 +95,7 @@ class Link:
         return b"".join([_LENGTHS.pack(len(text), size), text, *entries])
 
     def send(self, message: bytes) -> None:
-        """Send what `pack` has made."""
+        """Send a message that `pack` has made."""
         self.sock.sendall(message, _NO_SIGNAL)
 
     def receive(self) -> tuple[Any, list[bytes]]:
@@ -108,7 +108,7 @@ class Link:
         return value, list(map(data.read, sizes))
 
     def hears(self, seconds: float) -> bool:
-        """Wait until the other side speaks or has left; return False if it does not in time."""
+        """Wait for a word of the other side, or its end; return False after so many seconds."""
         self.sock.settimeout(seconds)
         try:
             self.sock.recv(1, socket.MSG_PEEK)
@@ -117,7 +117,7 @@ class Link:
         return True
 
     def _read_until(self, end: float) -> bytes:
-        """A half of a proof. A byte now and then is not enough to hold the place."""
+        """A half of a proof. A byte now and then does not hold the place for longer."""
         data = b""
         while len(data) < _SECRET_BYTES:
             self.sock.settimeout(max(end - monotonic(), 0.001))
@@ -156,7 +156,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 
 def write_down(folder: str, port: int) -> bytes:
-    """Write into `folder` where its owner listens; return the secret. Raises OSError."""
+    """Write into `folder` the port of its owner; return the secret. Raises OSError."""
     secret = os.urandom(_SECRET_BYTES)
     there = [port, secret.hex(), ident(folder)]
     files.write_file(os.path.join(folder, FILE), json.dumps(there).encode())

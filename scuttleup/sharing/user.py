@@ -1,4 +1,4 @@
-"""The side of a process that uses the database of another one.
+"""The side of a process that uses the database of another process.
 
 Theory of operation
 -------------------
@@ -18,7 +18,7 @@ log would be taken for ours.
 limit. But now and then a further link is made, to see whether the owner is still able to answer.
 
 *A live stream* has a thread here, which fetches runs, two ahead of the reader at most. `read` takes
-what the thread has fetched, so a reader in an event loop does not wait for the owner.
+those, so a reader in an event loop does not wait for the owner.
 """
 
 from __future__ import annotations
@@ -55,18 +55,21 @@ _NESTED = "a call was begun in the middle of another one, for instance by a sign
 def wait_for(
     path: str, locked: DatabaseLocked, given: dict[str, Any], create: bool, share: bool, wait: float
 ) -> Database | SharedStore:
-    """The database at `path` as soon as it is free, or before that the store of who shares it.
+    """The database at `path` as soon as it is free, or before that the store of its owner.
 
-    It was `locked` just now. Who wants to `share` it wants to be its owner, and waits for that. For
-    `given` see `SharedStore`. Raises DatabaseLocked after `wait` seconds.
+    The database was `locked` just now. With `share` the caller is to be the owner, so the store of
+    another owner is no use. For `given` see `SharedStore`. Raises DatabaseLocked after `wait`
+    seconds.
     """
     end = monotonic() + wait
     while True:
         try:
             if not share and not locked.here:
-                return SharedStore(path, locked, given, max(end - monotonic(), 1))
-        except DatabaseLocked as error:
+                return SharedStore(path, given, max(end - monotonic(), 1))
+        except DatabaseLocked as error:  # its places are taken
             locked = error
+        except DatabaseError:  # nobody shares it
+            pass
         if monotonic() >= end:
             raise locked
         sleep(0.05)
@@ -79,14 +82,13 @@ def wait_for(
 class SharedStore:
     """The store of the process that has the database at `path` open and shares it.
 
-    `given` are the options that must not differ from the owner's; None stands for any. The owner
-    has to answer within `seconds`, or SHARE_SECONDS if that is less. Raises `locked`, which says
-    that the database is held, if nobody shares it, and ScuttleupError if an option differs.
+    `given` are the options that must not differ from the owner's; None stands for any value. The
+    owner has to answer within `seconds`, or SHARE_SECONDS if that is less. Raises DatabaseLocked if
+    all places are taken, another DatabaseError if nobody shares the database, and ScuttleupError if
+    an option differs.
     """
 
-    def __init__(
-        self, path: str, locked: DatabaseLocked, given: dict[str, Any], seconds: float = inf
-    ) -> None:
+    def __init__(self, path: str, given: dict[str, Any], seconds: float = inf) -> None:
         self.path = path
         self._folder = os.path.realpath(path)
         # Whether `close` was called.
@@ -95,12 +97,9 @@ class SharedStore:
         self._lock = threading.RLock()
         # Every link of these logs, those of slow calls and of streams included.
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
-        # What the owner said of itself.
+        # The options of the owner.
         self._about: dict[str, Any] = {}
-        try:
-            self._link = self._connect(seconds)
-        except DatabaseError as error:
-            raise error if isinstance(error, DatabaseLocked) else locked from error
+        self._link = self._connect(seconds)
         self.id: str = self._about["id"]
         for name, value in given.items():
             if value is not None and value != (theirs := self._about.get(name)):
@@ -112,7 +111,7 @@ class SharedStore:
                 )
 
     def _connect(self, seconds: float = inf) -> Link:
-        """A new link to the owner. Raises DatabaseError if there is none, or another one."""
+        """A new link to the owner. Raises DatabaseError if the owner has ended or is another."""
         try:
             link = connect(self._folder, min(seconds, limits.SHARE_SECONDS))
             about = link.receive()[0]
@@ -127,7 +126,7 @@ class SharedStore:
         return link
 
     def _raise_refusal(self, link: Link, value: Any) -> None:
-        """Raise what the owner has raised, if `value` is that."""
+        """Raise the error that `value` stands for, if it does."""
         match value:
             case {"raise": str(kind), "text": str(text), "last": last}:
                 if last:
@@ -144,9 +143,9 @@ class SharedStore:
     def _ask(
         self, link: Link, question: list[Any], entries: Iterable[bytes] = ()
     ) -> tuple[Any, list[bytes]]:
-        """Return what the owner answers, or raise what the owner has raised."""
+        """Return the owner's answer, or raise the error that the owner has raised."""
         self._check()
-        if link.refusal:  # what is left on it would be taken for the answer
+        if link.refusal:  # the rest of another answer would be taken for this one
             raise DatabaseError(link.refusal)
         message = link.pack(question, entries)
         try:
@@ -154,7 +153,7 @@ class SharedStore:
             with suppress(ConnectionError):  # the owner's last word may be there all the same
                 link.send(message)
             while question[0] in _SLOW and not link.hears(limits.CALL_SECONDS):
-                with suppress(DatabaseLocked):  # it is full, so it is there
+                with suppress(DatabaseLocked):  # all places are taken, so the owner is there
                     self._connect().end()
             value, found = link.receive()
         except BaseException as error:  # a Ctrl-C, too: the answer may still come
@@ -308,6 +307,6 @@ class SharedFollower:
 
 
 def _end(link: Link, room: threading.Semaphore) -> None:
-    """End the link of a stream. If a thread fetches for the stream, it meets that and wakes."""
+    """End the link of a stream, and wake the thread that fetches, which then ends, too."""
     link.end()
     room.release()
