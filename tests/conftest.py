@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from commands import Command
+from hypothesis import HealthCheck, settings
 from leveldb import FakeDB, open_leveldb
 from waiting import settle
 
@@ -23,6 +24,12 @@ from scuttleup import Scuttleup, limits
 from scuttleup.command import cli
 from scuttleup.encodings import find_encoding
 from scuttleup.sharing import SharedStore
+
+# On a busy machine no example fails because it took its time.
+settings.register_profile(
+    "unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 TEST_SECONDS = 60  # that a coroutine test may take; most take a moment
 test_time = asyncio.Timeout(None)  # of the coroutine test that runs

@@ -183,28 +183,6 @@ def test_the_help_of_a_command_says_what_it_does_and_how_it_ends(command: str) -
     assert "Exit status: 0" in out
 
 
-@pytest.mark.parametrize(
-    ("command", "closed", "status"),
-    [
-        ("append", [0], 0),
-        ("read", [1], 0),
-        ("read --since missing", [2], 1),
-        ("read", [0, 1, 2], 0),
-    ],
-)
-def test_a_stdin_or_output_that_is_closed_is_no_file_of_the_database(
-    command: str, closed: list[int], status: int
-) -> None:
-    """LevelDB would open a file of its own in its place, and we would read or write that."""
-    run("append", "x")
-    result = run(*command.split(), preexec_fn=lambda: list(map(os.close, closed)))
-    assert result == (status, "", "")
-    assert entries() == ["x"]
-    for file in Path("logs.db").iterdir():
-        assert b"{peer: " not in file.read_bytes()
-        assert b"scuttleup: " not in file.read_bytes()
-
-
 # --- replicate ---
 
 
@@ -460,11 +438,8 @@ def test_a_full_disk_is_one_line_and_status_1(received: bool) -> None:
 
 
 def test_what_cannot_be_printed_on_a_full_disk_is_one_line_and_status_1() -> None:
-    run("append", "x")
     _, port = listen(has="x")
     with open("/dev/full", "w") as full:
-        status, _, err = run("read", stdout=full)
-        assert (status, err) == (1, "scuttleup: [Errno 28] No space left on device\n")
         status, _, err = once(port, stdout=full)
         assert status == 1
         assert "scuttleup: stdout: No space left on device\n" in err

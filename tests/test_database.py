@@ -249,13 +249,6 @@ def test_a_database_that_this_process_holds_is_refused_however_it_is_spelled(
     scuttleup.open("link.db").close()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows does not say which process has it open")
-def test_a_leveldb_that_this_process_holds_without_logs_is_refused_by_its_name(path: Path) -> None:
-    named = exactly(path, "is open in this process already")
-    with open_leveldb(path), pytest.raises(DatabaseError, match=named):
-        scuttleup.open(path)
-
-
 # --- Closing ---
 
 

@@ -29,7 +29,7 @@ def size(folder: Path) -> int:
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=5), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_range_is_gone_and_its_numbers_stay_used(
     tmp_path_factory: pytest.TempPathFactory, ranges: list[tuple[int, int]], step: int
 ) -> None:

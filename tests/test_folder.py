@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,35 +166,6 @@ def test_a_table_that_vanishes_while_it_is_open_is_damage(fake: Any) -> None:
     fake.before = binding.IOError(b"IO error: /logs.db/000005.ldb: No such file or directory")
     with pytest.raises(DamagedDatabase, match=r"is damaged: 000005\.ldb is missing$"):
         logs.append(b"x")
-
-
-WRITER = """
-import os, random, sys, scuttleup
-choose = random.Random(int(sys.argv[2]))
-while True:
-    with scuttleup.open(sys.argv[1], id="us", value_encoding="utf-8") as logs:
-        for _ in range(choose.randrange(1, 200)):
-            head = logs.append("x" * choose.randrange(20_000), sync=not choose.randrange(20)).seq
-            os.write(1, b"%d\\n" % head)
-        if not choose.randrange(3):
-            logs._store.database.whole.compact_range()
-"""
-
-
-def test_a_kill_at_any_moment_is_no_damage(tmp_path: Path) -> None:
-    choose = random.Random(7)
-    acknowledged = 0
-    for kill in range(int(os.environ.get("KILLS", "12"))):
-        command = [sys.executable, "-c", WRITER, str(tmp_path / "logs.db"), str(kill)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-            assert writer.stdout
-            for _ in range(choose.randrange(1, 300)):
-                acknowledged = int(writer.stdout.readline())
-            writer.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-            for line in writer.stdout.read().splitlines():
-                acknowledged = int(line)
-        with scuttleup.open(tmp_path / "logs.db") as logs:
-            assert acknowledged <= logs.head["us"] <= acknowledged + 1
 
 
 def test_the_journal_is_found_over_the_blocks_of_a_long_manifest(tmp_path: Path) -> None:

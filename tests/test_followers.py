@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from leveldb import FakeDB, binding, open_leveldb
@@ -174,12 +174,7 @@ class Followers(RuleBasedStateMachine):
         assert len(self.store._news.followers) == len(self.readers)
 
 
-Followers.TestCase.settings = settings(
-    max_examples=80,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+Followers.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
 TestFollowers = Followers.TestCase
 
 

@@ -164,7 +164,7 @@ def test_json_is_stored_as_json_stringify_writes_it(tmp_path: Path) -> None:
         scuttleup.open(tmp_path / "ours.db", id="foobar", value_encoding="json") as logs,
     ):
 
-        @settings(deadline=None, max_examples=100)
+        @settings(max_examples=100)
         @given(st.lists(json_values, min_size=1, max_size=5))
         def check(entries: list[Any]) -> None:
             for entry in entries:
@@ -197,7 +197,7 @@ def test_bytes_that_are_no_text_are_stored_as_they_are_and_read_as_the_same_text
         scuttleup.open(tmp_path / "ours.db", id="foobar") as logs,
     ):
 
-        @settings(deadline=None, max_examples=50)
+        @settings(max_examples=50)
         @given(st.binary() | st.text().map(lambda text: text.encode("utf-16")))
         @example(bytes(range(256)))
         @example(b"\xef\xbb\xbfhello")

@@ -24,8 +24,6 @@ Handshake = tuple[str, dict[str, int], str]  # the id, the head and the mode
 Run = tuple[str, int, list[bytes]]  # the peer, the first number and the entries
 Read = Callable[[bytes], object]
 
-unhurried = settings(deadline=None)
-
 # --- The oracle -----------------------------------------------------------------------------------
 
 # What protoc would make of the original's schema.proto.
@@ -184,7 +182,6 @@ KNOWN: dict[str, tuple[list[Strategy], list[Strategy]]] = {
 # --- As protobuf does -----------------------------------------------------------------------------
 
 
-@unhurried
 @given(texts, heads, st.sampled_from(MODES))
 def test_protobuf_writes_the_same_handshake(id: str, head: dict[str, int], mode: str) -> None:
     digests = [{"peer": peer, "seq": seq} for peer, seq in head.items()]
@@ -193,7 +190,6 @@ def test_protobuf_writes_the_same_handshake(id: str, head: dict[str, int], mode:
     assert decode_handshake(message) == (id, head, mode)
 
 
-@unhurried
 @given(texts, seqs, st.lists(entries, max_size=5) | st.just([b"more"] * 130))
 def test_protobuf_writes_the_same_changes(peer: str, first: int, some: list[bytes]) -> None:
     theirs = b""
@@ -203,7 +199,7 @@ def test_protobuf_writes_the_same_changes(peer: str, first: int, some: list[byte
 
 
 @pytest.mark.parametrize("name", ["Handshake", "Change"])
-@settings(unhurried, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_protobuf_reads_a_well_formed_message_alike(name: str, data: st.DataObject) -> None:
     """With fields in any order, repeated and unknown, whole and cut at any byte."""
@@ -212,7 +208,7 @@ def test_protobuf_reads_a_well_formed_message_alike(name: str, data: st.DataObje
         assert_read_alike(name, message[:end])
 
 
-@settings(unhurried, max_examples=120)
+@settings(max_examples=120)
 @given(messages("Change").filter(len) | st.binary(min_size=1, max_size=12), alterations)
 def test_protobuf_reads_altered_bytes_alike(message: bytes, alterations: dict[int, int]) -> None:
     altered = bytearray(message)
@@ -320,7 +316,6 @@ def test_a_change_has_at_most_1000_fields() -> None:
 # --- Frames ---------------------------------------------------------------------------------------
 
 
-@unhurried
 @given(
     st.lists(
         st.tuples(texts, seqs.filter(lambda seq: seq <= MAX - 200), st.lists(entries, max_size=4)),
@@ -345,7 +340,7 @@ def test_a_run_of_one_log_comes_in_one_piece() -> None:
     assert list(decoder.changes()) == runs
 
 
-@settings(unhurried, max_examples=60)
+@settings(max_examples=60)
 @given(messages("Change"))
 def test_an_unusual_change_among_usual_ones_is_read(message: bytes) -> None:
     """The usual ones are compared with what is expected and not read field by field."""
@@ -466,7 +461,6 @@ def test_an_id_that_is_far_too_long_is_cut_off() -> None:
     assert [(peer[:4], seq) for peer, seq in head.items()] == [("aüüü", 0), ("f", 2)]
 
 
-@unhurried
 @given(messages("Handshake"), sizes)
 def test_a_handshake_is_the_same_however_it_is_cut(message: bytes, sizes: list[int]) -> None:
     assert attempt(decode_handshake, message, sizes) == attempt(decode_handshake, message)

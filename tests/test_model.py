@@ -223,7 +223,6 @@ async def read(stream: ReadStream, seen: list[Change]) -> None:
 LogMachine.TestCase.settings = settings(
     max_examples=60,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestLog = LogMachine.TestCase

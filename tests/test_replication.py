@@ -150,7 +150,7 @@ def entry_of(peer: str, seq: int) -> bytes:
     return b"%b %d" % (peer.encode(), seq) * (seq % 5) * (200 if seq == 3 else 1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     heads=st.tuples(some_heads, some_heads),
     # Nothing is deleted from their own logs, whose gaps a remote may not fill.

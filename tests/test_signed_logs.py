@@ -357,7 +357,7 @@ PIECES = st.tuples(LOGS, NUMBERS, NUMBERS, NUMBERS, SPOILT, st.sampled_from([*SP
 
 
 @given(st.lists(PIECES | st.sampled_from(["delete", "restart"]), max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_comes_the_longest_honest_prefix_is_taken(actions: list[Any]) -> None:
     """The model knows who wrote what, and so needs no signatures."""
     model: dict[int, bytes] = {}

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import nacl.bindings
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scuttleup.changes import Run
@@ -70,7 +70,6 @@ def another_implementation(
     return "ed25519." + urlsafe_b64encode(public).decode().rstrip("="), stored, link
 
 
-@settings(deadline=None)  # the first call loads two libraries
 @given(
     st.binary(min_size=32, max_size=32),
     st.integers(0, MAX_SEQ - 5),

@@ -2,6 +2,7 @@
 
 It never ends: `test_durability.py` kills it. It prints a line for each call that returned: the
 first number, the last number and the tag. The entries are `tag i/n`: number i of the n of a call.
+Now and then it has LevelDB compact everything, which takes new files for old ones.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def append_for_ever(logs: Scuttleup, writer: str) -> None:
             changes = logs.extend(entries, sync=sync)
         else:
             changes = [logs.append(f"{tag} 1/1", sync=sync)]
+        if not choose.randrange(50):
+            logs._store.database.whole.compact_range()
         # One write each, so that lines of several threads stay apart.
         os.write(1, f"{changes[0].seq} {changes[-1].seq} {tag}\n".encode())
 
