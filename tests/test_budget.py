@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from waiting import until
@@ -147,6 +148,22 @@ def test_beyond_the_limit_the_connection_that_holds_the_most_is_dropped(
     some.receive_data(LARGE[300_000:])
     assert logs.head == {"far": 1}
     assert held(logs) == (0, 300_000)
+
+
+def test_a_connection_whose_event_loop_is_closed_harms_no_other(
+    logs: Scuttleup, new_stream: NewStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    wake = partial(loop.call_soon_threadsafe, print)
+    dead = logs.create_replication_stream(wake=wake)  # type: ignore[arg-type]
+    dead.receive_data(HELLO + LARGE[:500_000])
+    monkeypatch.setattr(limits, "MAX_HELD", 600_000)
+    stream = new_stream()
+    stream.receive_data(LARGE[:300_000])
+    stream.receive_data(LARGE[300_000:])
+    assert dead.dropped
+    assert logs.head == {"far": 1}
 
 
 def test_what_a_remote_does_not_take_counts(

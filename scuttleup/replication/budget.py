@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -76,12 +77,15 @@ class Holding:
             budget.bytes += size - self.bytes
             self.names, self.bytes = names, size
             while budget.bytes > limits.MAX_HELD:
-                largest = max(budget.holdings, key=lambda it: it.bytes)
+                largest = max(budget.holdings, key=lambda it: it.bytes, default=self)
+                if not largest.bytes:  # a holding is being collected, and gives back in a moment
+                    break
                 budget.bytes -= largest.bytes
                 largest.bytes, largest.dropped = 0, True
                 wakes.append(largest._wake)
         for wake in wakes:
-            wake()
+            with suppress(Exception):  # as when its event loop is closed
+                wake()
 
     def close(self) -> None:
         """Give everything back."""
