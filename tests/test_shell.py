@@ -249,6 +249,21 @@ def test_a_signal_while_it_starts_ends_it_as_later(module: str, act: str, signam
         assert "Traceback" not in peer.stderr.read()
 
 
+def test_a_signal_before_the_arguments_are_read_ends_it_as_later() -> None:
+    code = """
+import os, signal, sys
+from scuttleup.command import cli
+def parser(make=cli._parser):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return make()
+cli._parser = parser
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    for command, status in ("replicate --listen 0", 0), ("append x", 130):
+        assert run(*command.split(), program=["-c", code]) == (status, "", "")
+    assert os.listdir() == []
+
+
 # What starts a command, the variables that it hands over beside PATH, and stdin, None for a pipe.
 # In a namespace of its own it is the process 1, which the kernel spares what it has no handler for.
 NAMESPACE = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]

@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             os.open(os.devnull, os.O_RDWR)
     sys.stderr = sys.stderr or os.fdopen(2, "w")
     try:
+        ending.interrupt()
         signed = args.signed and args.command != "new-id"
         options = {"signed": signed, "only_signed": args.only_signed, "create": args.create}
         # A peer runs for long, so it lets the other commands use its database.
@@ -240,7 +241,9 @@ def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
                 since = json.loads(b"".join(file))
         stream = logs.create_read_stream(since=since, live=args.live, value_encoding=encoding)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{args.since}: not what `head --json` prints: {error}") from None
+        raise ValueError(
+            f"{args.since}: not what `head --json` of this database prints: {error}"
+        ) from None
     for change in stream:
         print(_json_line(change) if args.json else change, flush=args.live)
 

@@ -1,5 +1,6 @@
 """How a Ctrl-C, a SIGTERM and a failing database end a command.
 
+Until the arguments are read, nobody knows which exit status is right, so a signal is only remembered.
 Until a peer runs, a signal ends the command wherever it is, by a KeyboardInterrupt. Something that
 Python calls may swallow that. So it is remembered, and the peer ends as soon as it runs. Later a
 signal only wakes the event loop, which then ends the peer in order.
@@ -24,7 +25,8 @@ class Ending:
     """
 
     def __init__(self) -> None:
-        self._wake: Callable[[], object] | None = None
+        # None where a signal raises KeyboardInterrupt.
+        self._wake: Callable[[], object] | None = lambda: None
         # Whether a signal came, and the error of our own database that a thread has met. Any thread
         # may ask.
         self.came = False
@@ -38,6 +40,12 @@ class Ending:
         ]
         for signum in self._signals:
             signal.signal(signum, self)
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt for each signal from now on, and for one that came before."""
+        self._wake = None
+        if self.came:
+            raise KeyboardInterrupt
 
     def begin(self) -> Event:
         """The event that the end sets, in the event loop that runs."""
