@@ -75,6 +75,7 @@ def test_a_backup_is_never_half_there(tmp_path: Path, monkeypatch: pytest.Monkey
     with scuttleup.open(tmp_path / "logs.db") as logs:
         logs.append(b"x")
         (tmp_path / "there").mkdir()
+        (tmp_path / "backup.db.new").mkdir()
         with pytest.raises(DatabaseError, match="is there already"):
             logs.backup(tmp_path / "there")
         with pytest.raises(DatabaseError, match="No such file"):
@@ -82,7 +83,7 @@ def test_a_backup_is_never_half_there(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.raises(DatabaseError, match="full"):
             logs.backup(tmp_path / "backup.db")
-    assert sorted(os.listdir(tmp_path)) == ["logs.db", "there"]
+    assert sorted(os.listdir(tmp_path)) == ["backup.db.new", "logs.db", "there"]
 
 
 def test_a_signed_backup_has_its_key_before_it_has_its_name(

@@ -33,7 +33,8 @@ def copy(
     """
     if os.path.lexists(path):
         raise DatabaseError(f"{path} is there already: a backup is a new folder")
-    unfinished = path + ".new"
+    # What a killed run has left is deleted, so nobody else may have a use for the name.
+    unfinished = path + ".unfinished-backup"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         target = open_database(unfinished)
