@@ -1,9 +1,9 @@
 """How a Ctrl-C, a SIGTERM and a failing database end a command.
 
-Until the arguments are read, nobody knows which exit status is right, so a signal is only remembered.
-Until a peer runs, a signal ends the command wherever it is, by a KeyboardInterrupt. Something that
-Python calls may swallow that. So it is remembered, and the peer ends as soon as it runs. Later a
-signal only wakes the event loop, which then ends the peer in order.
+Until the arguments are read, nobody knows which exit status is right, so a signal is only
+remembered. Until a peer runs, a signal ends the command wherever it is, by a KeyboardInterrupt.
+Something that Python calls may swallow that. So it is remembered, and the peer ends as soon as it
+runs. Later a signal only wakes the event loop, which then ends the peer in order.
 """
 
 from __future__ import annotations
