@@ -42,7 +42,8 @@ def test_all_peers_agree_over_late_links(topology: str, cut: float) -> None:
 # --- A mesh with sockets --------------------------------------------------------------------------
 
 PEERS = 20
-ENTRIES = 30  # of each peer
+ENTRIES = 30  # of each peer, at least
+CUTS = 50  # of all links, at least: how many a run has in the same time depends on the machine
 
 
 class Plug(asyncio.Protocol):
@@ -101,12 +102,13 @@ async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
 
     def append_and_compare() -> bool:
         for logs in choose.sample(everybody, 3):
-            if logs.head.get(logs.id, 0) < ENTRIES:
+            if logs.head.get(logs.id, 0) < ENTRIES or total.cuts < CUTS:
                 # Large ones, too: a link is then cut in the middle of a frame.
                 size = choose.choice([0, 10, 100, 100, 1_000, 1_000, 1_000, 20_000])
                 logs.extend([choose.randbytes(size) for _ in range(choose.randint(1, 4))])
         whole = {logs.id: logs.head.get(logs.id, 0) for logs in everybody}
-        return min(whole.values()) >= ENTRIES and all(logs.head == whole for logs in everybody)
+        enough = min(whole.values()) >= ENTRIES and total.cuts >= CUTS
+        return enough and all(logs.head == whole for logs in everybody)
 
     async with AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(Peer(logs, listen=HERE)) for logs in everybody]
@@ -117,7 +119,6 @@ async def test_all_logs_of_a_mesh_whose_links_break_end_up_the_same(
             await stack.enter_async_context(Peer(everybody[one], connect=[cable.address]))
         await drive(links, total, 0.01, append_and_compare)
 
-    assert total.cuts > 50, "the links were hardly cut"
     assert [text for text in caplog.messages if "the connection" not in text] == []
     changes = list(everybody[0].create_read_stream())
     for logs in everybody:
