@@ -13,7 +13,7 @@ The README says in which order the files are read, under "Reading the source".
 
 from __future__ import annotations
 
-from .changes import Change, Fork
+from .changes import Change
 from .errors import (
     ConnectionLost,
     DamagedDatabase,
@@ -26,6 +26,7 @@ from .errors import (
     WriteInDoubt,
 )
 from .log import Scuttleup, open
+from .notes import Fork
 
 __version__ = "2.0.0"
 

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
         seq: int
         entry: Any
 
-    class _Fork(NamedTuple):
-        seq: int
-        where: str
-
     class _Run(NamedTuple):
         peer: str
         first: int
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
 else:
     # The same fields without types, so that `typing` need not be loaded.
     _Change = namedtuple("_Change", ("peer", "seq", "entry"))
-    _Fork = namedtuple("_Fork", ("seq", "where"))
     _Run = namedtuple("_Run", ("peer", "first", "entries"))
 
 
@@ -61,12 +56,6 @@ class Run(_Run):
     as the beginning of its keys or of its frames, are made once and not for every entry. A run has
     no gaps: where an entry was deleted, a run ends and the next run begins.
     """
-
-    __slots__ = ()
-
-
-class Fork(_Fork):
-    """Our own log has forked: another entry `seq` than ours has our signature, seen `where`."""
 
     __slots__ = ()
 

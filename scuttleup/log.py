@@ -16,24 +16,27 @@ from functools import partial
 from os import PathLike, fsdecode
 from os.path import exists
 
-from .changes import Change, Fork, Run, expand
+from .changes import Change, expand
 from .encodings import Encoding, find_encoding
 from .errors import DatabaseLocked, ScuttleupError, shown
 from .keys import check_peer, check_seq
 from .leveldb import Database, open_database
 from .limits import MAX_ENTRY
+from .notes import Fork
 from .signed import KEY_BYTES, find_id, is_signed, load_key, strip
 from .store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
-    from typing import Any
+    from typing import Any, TypeVar
 
     from .encodings import ValueEncoding
     from .read_stream import ReadStream
     from .replication import Mode, Replicated, ReplicationStream
     from .sharing import Share, SharedStore
+
+    T = TypeVar("T")
 
 
 def open(
@@ -257,13 +260,17 @@ class Scuttleup:
         `asyncio.to_thread`. If it ends early, because the logs are closed for instance, the oldest
         entries are gone.
         """
+        from .deleting import delete  # here and below, as most programs delete nothing
+
         last = seq if last is None else last
-        return self._store.delete(check_peer(peer), check_seq(seq), check_seq(last))
+        return self._do(delete, check_peer(peer), check_seq(seq), check_seq(last))
 
     @property
     def forgotten(self) -> frozenset[str]:
         """The logs that are not wanted here."""
-        return self._store.forgotten
+        from .deleting import forgotten
+
+        return frozenset(self._do(forgotten))
 
     def forget(self, peer: str) -> int:
         """Delete the whole log of another peer, and take none of it until `remember`.
@@ -272,26 +279,24 @@ class Scuttleup:
         went. This blocks its caller, as `delete` does. If it ends early, the log is gone all the
         same, and forgetting it again deletes the rest. Raises ValueError for our own log.
         """
-        if isinstance(self._store, Store):
-            from .replication import forget  # here and below, as it is seldom needed
+        from .deleting import forget
 
-            return forget(self._store, check_peer(peer))
-        return self._store.forget(check_peer(peer))
+        return self._do(forget, check_peer(peer))
 
     def remember(self, peer: str) -> None:
         """Take a log again that was forgotten. It comes at the next meeting with who has it."""
-        if isinstance(self._store, Store):
-            from .replication import remember
+        from .deleting import remember
 
-            return remember(self._store, check_peer(peer))
-        return self._store.remember(check_peer(peer))
+        self._do(remember, check_peer(peer))
 
     def compact(self) -> None:
         """Give the disk back what deleted entries take. It can take seconds, and blocks its caller.
 
         Others may read and write meanwhile. Raises DatabaseError if the disk has no room for it.
         """
-        self._store.compact()
+        from .deleting import compact
+
+        self._do(compact)
 
     def write(self, changes: Iterable[tuple[str, int, Any]], *, sync: bool | None = None) -> int:
         """Store changes made elsewhere in one atomic step and return how many were new.
@@ -302,26 +307,10 @@ class Scuttleup:
         forgotten, is larger than `max_entry`, is not signed by its author, or begins a log
         for which there is no room.
         """
-        runs: list[Run] = []
-        # The entries of the last run.
-        entries: list[bytes] = []
-        for change in changes:
-            try:
-                peer, seq, entry = change
-            except (TypeError, ValueError):
-                raise TypeError(f"a change is (peer, seq, entry), not {shown(change)}") from None
-            # A change that follows the one before in the same log goes into the same run.
-            if not runs or (peer, seq) != (runs[-1].peer, runs[-1].first + len(entries)):
-                entries = []
-                runs.append(Run(check_peer(peer), seq, entries))
-            check_seq(seq)
-            entries.append(self._encode(entry))
-        if isinstance(self._store, Store):
-            # Imported here, as most programs get no changes, or get them by replication.
-            from .replication import Door
+        # Imported here, as most programs get no changes, or get them by replication.
+        from .replication import runs_of, write
 
-            return Door(self._store).write(runs, sync)
-        return self._store.write(runs, sync)
+        return self._do(write, runs_of(changes, self._encode), sync)
 
     def create_read_stream(
         self,
@@ -397,7 +386,7 @@ class Scuttleup:
 
         After a fork, `append` and `extend` raise ForkedLog, and `new_id` begins a new log.
         """
-        return self._own_store("look at `fork`").fork
+        return self._own_store("look at `fork`").marks.fork
 
     def new_id(self, *, signed: bool = False) -> str:
         """Begin a new log of our own, and return its id. The old one stays as another's log.
@@ -427,6 +416,12 @@ class Scuttleup:
         from .identity import resume
 
         resume(self._own_store("resume"))
+
+    def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do `work`, a function of one of the rooms, in the process that has the store."""
+        if isinstance(self._store, Store):
+            return work(self._store, *arguments)
+        return self._store.do(work.__name__, *arguments)
 
     def _own_store(self, work: str) -> Store:
         """The store in this process. Raises ScuttleupError if it is in another one."""

@@ -34,17 +34,15 @@ well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice, takewhile
 
-from .changes import Fork, Run
+from .changes import Run
 from .keys import (
     CHANGES,
     CHANGES_END,
     DELETED_HEADS,
-    FORGOTTEN,
-    FORK,
     ID,
     SEPARATOR,
     check_peer,
@@ -169,20 +167,10 @@ def load_id(db: Any) -> str | None:
         raise Unreadable(f"the id that is stored: {error}") from error
 
 
-def load_text(db: Any, key: bytes) -> str | None:
-    """The value of `key`, as text; None if there is no value."""
-    stored = db.get(key, verify_checksums=True)
-    return None if stored is None else stored.decode(errors="replace")
-
-
-def load_fork(db: Any) -> Fork | None:
-    """Where our own log has forked; None if that is not known."""
-    seq, _, where = (load_text(db, FORK) or "").partition(" ")
-    return Fork(int(seq), where) if seq.isdecimal() else None
-
-
-def load_heads(db: Any) -> dict[str, int]:
+def load_heads(db: Any, forgotten: Iterable[str]) -> dict[str, int]:
     """Every log's last number, whether or not that entry was deleted.
+
+    There are none of the logs that are `forgotten`, of which entries may be left.
 
     However long a log is, a few keys and one seek find its head. Raises Unreadable if a part of the
     database cannot be read, because a head that was missed would let a number be given out twice.
@@ -220,14 +208,16 @@ def load_heads(db: Any) -> dict[str, int]:
                 raise Unreadable(f"the head {key!r}: {error}") from error
         else:
             raise Unreadable(_CUT_SHORT)
+    for peer in forgotten:
+        heads.pop(peer, None)
     return heads
 
 
-def load_forgotten(db: Any) -> frozenset[str]:
-    """The logs that are not wanted here."""
-    with _scan(db, FORGOTTEN, values=False) as keys:
-        found = takewhile(lambda key: key.startswith(FORGOTTEN), keys)
-        return frozenset(key[len(FORGOTTEN) :].decode() for key in found)
+def load_names(db: Any, start: bytes) -> Iterator[str]:
+    """The names of the logs that have a key which begins with `start`."""
+    with _scan(db, start, values=False) as keys:
+        for key in takewhile(lambda key: key.startswith(start), keys):
+            yield key[len(start) :].decode()
 
 
 def _scan(db: Any, start: bytes, *, values: bool = True) -> Any:

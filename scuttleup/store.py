@@ -35,12 +35,8 @@ at the worst.
 *Signed logs.* `signed/` signs our own entries, and says which hash to keep of a deleted newest
 entry.
 
-*Sync.* A write with `sync` returns when all that was written up to its end will survive a power
-failure. LevelDB syncs the journal that is being written. If unsynced writes came before, an older
-journal may be unsynced as well. Then the older journals are synced here, before the write, and once
-more afterwards, because the write itself may have made LevelDB begin a new journal. A program that
-always syncs, or never, pays nothing for this. The id is always synced: entries that survive under a
-lost id would be somebody else's.
+*Sync.* `Database.write` syncs. The id is always synced: entries that survive under a lost id would
+be somebody else's.
 """
 
 from __future__ import annotations
@@ -50,23 +46,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
 
 from . import limits
-from .changes import Fork, Run
-from .errors import EntryNotFound, ForkedLog, ScuttleupError
-from .events import Events
+from .changes import Run
+from .errors import EntryNotFound, ScuttleupError
 from .follower import Follower, Had, News, Span
-from .keys import (
-    BACKUP,
-    DELETED_HASHES,
-    DELETED_HEADS,
-    ID,
-    change_keys,
-    log_bytes,
-    log_prefix,
-    pack_seq,
-)
+from .keys import ID, change_keys, log_bytes, log_prefix, pack_seq
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_SEQ
-from .scan import keys_between, load_forgotten, load_fork, load_heads, load_id, load_text
+from .notes import Events, Marks, load_marks
+from .scan import load_heads, load_id
 from .signed import Authors, find_id, is_signed
 
 TYPE_CHECKING = False
@@ -85,8 +72,8 @@ class Store:
     `only_signed`, no unsigned log is taken from others.
 
     Four attributes are for reading, from any thread: `id`; `heads`, which has each peer's last
-    number; `forgotten`, which has the logs that are not wanted here; and `room`, which is how many
-    of its MAX_HANDSHAKE bytes our handshake has left for logs that are not here yet.
+    number; `marks`, which say whether these logs may go on; and `room`, which is how many of its
+    MAX_HANDSHAKE bytes our handshake has left for logs that are not here yet.
 
     Raises DatabaseError if the database cannot be read, and what `find_id` raises.
     """
@@ -112,43 +99,34 @@ class Store:
         self._rows: dict[str, int] = {}
         # Whether a write began and was not seen to end.
         self._in_doubt = False
-        # Whether a write without sync may have come before, perhaps by an earlier `Store` of this
-        # LevelDB.
-        self._unsynced = True
-        # How many entries of each log were deleted since LevelDB last dropped some, and the first
-        # and the last key of those.
-        self._deleted: dict[str, tuple[int, bytes, bytes]] = {}
         with database.reads, database as db:
             stored = load_id(db)
             self.id = find_id(stored, id, key, only_signed)
             if self.id != stored:
                 db.put(ID, self.id.encode(), sync=True)
                 files.sync_folder(database.folder)
-            self.forgotten = load_forgotten(db)
-            self.heads = self._load_heads(db)
-            self.go_on(load_fork(db), load_text(db, BACKUP))
+            marks = load_marks(db)
+            self.heads = load_heads(db, marks.forgotten)
         self.only_signed = only_signed
         self.take_id(self.id, key)
-
-    def go_on(self, fork: Fork | None, backup: str | None) -> None:
-        """Note where our own log has forked, and the day of the backup if this is one.
-
-        After a fork, and in a backup, nothing is appended. `append` sees that by the last number
-        that it may give out.
-        """
-        self.fork, self.backup = fork, backup
-        self._last = 0 if fork or backup else MAX_SEQ
+        self.go_on(marks)
 
     def take_id(self, id: str, key: bytes | None) -> None:
         """Go on as the peer `id`, whose secret key is `key`. The id is stored already."""
         self.id = id
         self._give_rows({id})
         self.is_signed = is_signed(id)
-        self._authors = Authors(self.database, id, key)
-        self.link_after = self._authors.link_after
-        self.room = _room(id, self.heads)
-        # The keys of our next entries. To take the next is much faster than to make a key anew.
-        self._own_keys = self._keys_to_come()
+        self.authors = Authors(self.database, id, key)
+        self._count_anew()
+
+    def go_on(self, marks: Marks) -> None:
+        """Go on with these marks, which are stored already. The heads of forgotten logs go."""
+        self.marks = marks
+        for peer in marks.forgotten:
+            if self.heads.pop(peer, 0):
+                self.room += log_bytes(peer)
+        # The last number that `append` may give out.
+        self._last = 0 if marks.stop else MAX_SEQ
 
     def append(self, entry: bytes, sync: bool | None = None) -> int:
         """Store one entry of our own and return its number.
@@ -168,18 +146,18 @@ class Store:
             own = self.id
             head = self.heads.get(own, 0)
             if head >= self._last:
-                self._check_may_append()
+                self.marks.check_may_append(own, database.path)
                 raise OverflowError(f"the log of {own!r} is full, its last number is {MAX_SEQ}")
             if self.is_signed:
-                [entry] = self._authors.seal(head, [entry])
+                [entry] = self.authors.seal(head, [entry])
             if len(entry) > self.max_entry:
                 raise ValueError(too_large(head + 1, len(entry), self.max_entry))
             if self.sync if sync is None else sync:
                 with database:
                     self.commit([Run(own, head + 1, [entry])], True)
                 return head + 1
-            # The steps of `_commit`, for the most frequent write.
-            self._in_doubt = self._unsynced = True
+            # The steps of `commit_batch`, for the most frequent write.
+            self._in_doubt = database.unsynced = True
             try:
                 database.db.put(next(self._own_keys), entry)
             except ERRORS as error:
@@ -200,7 +178,7 @@ class Store:
         self.refuse_nested()
         with self.database.writes, self.database:
             self.settle()
-            self._check_may_append()
+            self.marks.check_may_append(self.id, self.database.path)
             head = self.heads.get(self.id, 0)
             if head + len(entries) > MAX_SEQ:
                 raise OverflowError(
@@ -208,7 +186,7 @@ class Store:
                     f"it is at {head} and ends at {MAX_SEQ}"
                 )
             if self.is_signed:
-                entries = self._authors.seal(head, entries)
+                entries = self.authors.seal(head, entries)
             if max(map(len, entries), default=0) > self.max_entry:
                 sizes = enumerate(map(len, entries), head + 1)
                 seq, size = next(each for each in sizes if each[1] > self.max_entry)
@@ -238,111 +216,21 @@ class Store:
             heads[peer] = first + len(entries) - 1
             count += len(entries)
         if count:
-            self._commit(batch.write, sync, heads)
+            self.commit_batch(batch, sync, heads)
         return count
 
-    def delete(self, peer: str, first: int, last: int) -> int:
-        """Delete the entries of `peer` from number `first` to `last`; return how many went.
+    def commit_batch(
+        self, batch: Any, sync: bool, heads: dict[str, int], marks: Marks | None = None
+    ) -> None:
+        """Have LevelDB write `batch`; then move `heads`, tell the followers, and take on `marks`.
 
-        Their numbers stay used. The oldest go first, in steps that let others in. If a call ends
-        early, a second call deletes the rest.
-        """
-        prefix = log_prefix(peer)
-        start, stop = prefix + pack_seq(first), prefix + pack_seq(last)
-        keys: list[bytes] = []
-        gone = 0
-        while not gone or len(keys) == limits.DELETE_STEP:
-            self.refuse_nested()
-            with self.database.writes, self.database as db:
-                self.settle()
-                keys = keys_between(db, start, stop, limits.DELETE_STEP)
-                if not keys:
-                    break
-                batch = db.write_batch(sync=self.sync)
-                deque(map(batch.delete, keys), maxlen=0)
-                self._note_head(batch, peer, first, last)
-                self._commit(batch.write, self.sync, {})
-                count, low, high = self._deleted.pop(peer, (0, keys[0], keys[-1]))
-                count, low, high = count + len(keys), min(low, keys[0]), max(high, keys[-1])
-                if count < limits.DELETED:
-                    self._deleted[peer] = count, low, high
-            gone += len(keys)
-            start = keys[-1] + b"\0"
-            # Readers walk over deleted entries until LevelDB has dropped them.
-            if count >= limits.DELETED:
-                # Who deletes single entries does not expect to wait.
-                (self.database.compact if first < last else self.database.compact_soon)(low, high)
-        return gone
-
-    def set_forgotten(self, forgotten: frozenset[str], batch: Any) -> None:
-        """Write `batch`, with which these logs, and no others, are not wanted; their heads go.
-
-        It is called under the lock `writes`. See `replication/forgetting.py`.
-        """
-        # If the write fails, `settle` finds out what LevelDB has.
-        self._in_doubt = True
-        for peer in forgotten - self.forgotten:
-            if self.heads.pop(peer, 0):
-                self.room += log_bytes(peer)
-        self.forgotten = forgotten
-        self._commit(batch.write, self.sync, {})
-
-    def _load_heads(self, db: Any) -> dict[str, int]:
-        """The heads of all logs but the forgotten ones, of which entries may be left."""
-        heads = load_heads(db)
-        for peer in self.forgotten:
-            heads.pop(peer, None)
-        return heads
-
-    def compact(self) -> None:
-        """Give the disk back what deleted entries take, while others read and write."""
-        self.database.compact(b"\0", b"\xff")
-
-    def _check_may_append(self) -> None:
-        """Raise ForkedLog after a fork, and ScuttleupError in a backup that is not to go on."""
-        if self.fork:
-            seq, where = self.fork
-            raise ForkedLog(
-                f"our own log {self.id!r} has forked at {seq}, as was seen {where}: peers take no "
-                "more of it. Begin a new one with `new_id`"
-            )
-        if self.backup:
-            raise ScuttleupError(
-                f"{self.database.path} is a backup of {self.backup}: replicate first, so that your "
-                "peers give back what they have, and call `resume` if there is no other copy"
-            )
-
-    def _note_head(self, batch: Any, peer: str, first: int, last: int) -> None:
-        """Have `batch` write down the head of `peer`, if that entry is deleted with it or after it.
-
-        Nothing else would tell the number at the next opening, nor, in a signed log, the hash.
-        """
-        head = self.heads.get(peer, 0)
-        if first <= head <= last:
-            batch.put(DELETED_HEADS + peer.encode(), pack_seq(head))
-            if is_signed(peer) and (link := self._authors.link_to_keep(peer, head)):
-                batch.put(DELETED_HASHES + peer.encode(), link)
-
-    def _commit(self, write: Callable[[], None], sync: bool, heads: dict[str, int]) -> None:
-        """Have LevelDB `write`; then move `heads` and tell the followers.
-
-        In between the write is in doubt. See "Sync" above for the older journals.
+        In between the write is in doubt.
         """
         self._in_doubt = True
-        older = sync and self._unsynced
-        self._unsynced = self._unsynced or not sync
-        if older:
-            files.sync_older_journals(self.database.folder)
-        try:
-            write()
-            if older:
-                files.sync_older_journals(self.database.folder)
-        except ERRORS as error:
-            # A write that did not reach the disk may still be found in the journal.
-            raise self.database.error(error, in_doubt=sync) from error
-        if sync:
-            self._unsynced = False
+        self.database.write(batch.write, sync=sync)
         # LevelDB has the batch. Only now the heads move, and the followers are told.
+        if marks:
+            self.go_on(marks)
         if heads:
             if new := heads.keys() - self.heads.keys() - {self.id}:
                 self.room -= sum(map(log_bytes, new))
@@ -351,14 +239,23 @@ class Store:
             self.heads.update(heads)
             if self.id in heads:
                 self._own_keys = self._keys_to_come()
-                self._authors.forget()
+                self.authors.forget()
             if self._news.followers:
                 self._news.add(heads)
                 self._news.wake()
         self._in_doubt = False
 
+    def _count_anew(self) -> None:
+        """Take from `heads` what follows from them: the room, and how our own log goes on."""
+        self.room = limits.MAX_HANDSHAKE - sum(map(log_bytes, {self.id, *self.heads}))
+        self._own_keys = self._keys_to_come()
+        self.authors.forget()
+
     def _keys_to_come(self) -> Iterator[bytes]:
-        """The keys of all entries that our own log can still get."""
+        """The keys of all entries that our own log can still get.
+
+        To take the next of them is much faster than to make a key anew.
+        """
         head = self.heads.get(self.id, 0)
         return change_keys(log_prefix(self.id), head + 1, MAX_SEQ - head)
 
@@ -381,16 +278,13 @@ class Store:
         # journal, but loses count of the blocks. Writes that are acknowledged from then on may be
         # gone at the next opening. In a new journal LevelDB counts anew.
         self.database.begin_new_journal()
-        self.forgotten = load_forgotten(self.database.db)
-        for peer in self.forgotten:
-            self.heads.pop(peer, None)
-        found = self._load_heads(self.database.db)
+        marks = load_marks(self.database.db)
+        found = load_heads(self.database.db, marks.forgotten)
         self._give_rows({*found})
         for peer, head in found.items():
             self.heads[peer] = max(head, self.heads.get(peer, 0))
-        self.room = _room(self.id, self.heads)
-        self._own_keys = self._keys_to_come()
-        self._authors.forget()
+        self._count_anew()
+        self.go_on(marks)
         self._news.forget()
         # This also wakes the followers that a write in doubt was about to wake.
         self._news.wake_all()
@@ -470,8 +364,3 @@ def too_large(seq: int, size: int, most: int) -> str:
     if not size:
         return f"entry {seq} has more than {most} bytes"
     return f"entry {seq}, of {size} bytes, is too large: the most is {most}"
-
-
-def _room(id: str, heads: dict[str, int]) -> int:
-    """The bytes that our handshake has left for other logs than those in `heads` and our own."""
-    return limits.MAX_HANDSHAKE - sum(map(log_bytes, heads)) - (0 if id in heads else log_bytes(id))

@@ -309,9 +309,9 @@ def test_closing_waits_for_logs_being_made(path: Path, monkeypatch: pytest.Monke
         logs.write((f"peer {number}", seq, b"") for number in range(3000) for seq in (1, 2))
     begun = Event()
 
-    def tell_and_load(db: Any) -> dict[str, int]:
+    def tell_and_load(db: Any, forgotten: Any) -> dict[str, int]:
         begun.set()
-        return load_heads(db)
+        return load_heads(db, forgotten)
 
     monkeypatch.setattr(scuttleup.store, "load_heads", tell_and_load)
     for _ in range(15):

@@ -18,6 +18,7 @@ import scuttleup.follower
 import scuttleup.limits
 from scuttleup import DatabaseError
 from scuttleup.changes import Run, expand
+from scuttleup.deleting import delete
 from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY
 from scuttleup.replication import Door
@@ -128,7 +129,7 @@ class Followers(RuleBasedStateMachine):
     def delete(self, peer: str, back: int) -> None:
         self.settle()
         seq = max(1, self.head(peer) - back)
-        self.store.delete(peer, seq, seq)
+        delete(self.store, peer, seq, seq)
         self.here.discard((peer, seq))
 
     @rule(

@@ -29,7 +29,7 @@ from wire import HTTP, frame
 
 import scuttleup.peer
 from scuttleup import DatabaseError, Peer, Scuttleup, ScuttleupError, Tls, load_tls
-from scuttleup.events import Events
+from scuttleup.notes import Events
 
 if sys.platform != "win32":
     import resource

@@ -325,7 +325,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, t
         return 1
 
     monkeypatch.setattr("scuttleup.store.Store.append", work)
-    monkeypatch.setattr("scuttleup.store.Store.compact", work)
+    monkeypatch.setattr("scuttleup.leveldb.Database.compact", work)
     yield began, go_on
     go_on.set()
 

@@ -11,7 +11,7 @@ from commands import run
 
 import scuttleup
 from scuttleup import Change, Scuttleup
-from scuttleup.replication.forgetting import _want
+from scuttleup.deleting.forgetting import _want
 
 NewLogs = Callable[..., Scuttleup]
 

@@ -60,8 +60,8 @@ def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
         log = _check_log(store.database, peer, last)
         if peer == store.id and log.fault.startswith("fork at "):
             note_fork(store, int(log.fault.rpartition(" ")[2]), "by check")
-        elif peer == store.id and store.fork:
-            log = log._replace(fault="has forked at {}, as was seen {}".format(*store.fork))
+        elif peer == store.id and store.marks.fork:
+            log = log._replace(fault="has forked at {}, as was seen {}".format(*store.marks.fork))
         yield log
 
 

@@ -1,7 +1,7 @@
 """What becomes of our own log: backups that know that they are, forks, and new ids.
 
-Everything here takes a `Store`, and is used seldom. The store itself only knows whether it may
-append (`Store.fork` and `Store.backup`).
+Everything here takes a `Store`, and is used seldom. The store itself only knows by `Store.marks`
+whether our log may go on.
 """
 
 from .own_log import back_up as back_up

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from time import strftime
 
-from ..changes import Fork
 from ..keys import BACKUP, FORK, ID
 from ..leveldb import copy
+from ..notes import Fork
 from ..signed import KEY_FILE, find_id, new_key
 from ..store import Store
 
@@ -40,7 +40,7 @@ def resume(store: Store) -> None:
     store.refuse_nested()
     with store.database.writes, store.database as db:
         db.delete(BACKUP, sync=True)
-        store.go_on(store.fork, None)
+        store.go_on(store.marks._replace(backup=""))
 
 
 def note_fork(store: Store, seq: int, where: str) -> None:
@@ -49,10 +49,10 @@ def note_fork(store: Store, seq: int, where: str) -> None:
     Where our log is not signed, that is only told: a stranger may have made the entry.
     """
     with store.database.writes, store.database as db:
-        if store.fork is None:
+        if store.marks.fork is None:
             if store.is_signed:
                 db.put(FORK, f"{seq} {where}".encode(), sync=True)
-                store.go_on(Fork(seq, where), store.backup)
+                store.go_on(store.marks._replace(fork=Fork(seq, where)))
             text = f"your own log {store.id!r} has forked at {seq}, as was seen {where}"
             store.events.tell("error", "own fork", text)
 
@@ -70,5 +70,5 @@ def begin_anew(store: Store, key: bytes | None) -> None:
             batch.delete(FORK)
             batch.delete(BACKUP)
         new_key(store.database, key)
-        store.go_on(None, None)
         store.take_id(id, key)
+        store.go_on(store.marks._replace(fork=None, backup=""))

@@ -17,6 +17,12 @@ meanwhile. So a compaction holds neither lock, but its own, and only `close` wai
 write calls `look`, but only once in LOOK_SECONDS, and so does a compaction at its beginning. Until
 then, and during a compaction, LevelDB may still write under the old name.
 
+*Sync.* A write with `sync` returns when all that was written up to its end will survive a power
+failure. LevelDB syncs the journal that is being written. If unsynced writes came before, an older
+journal may be unsynced as well. Then `write` syncs the older journals before the write, and once
+more afterwards, because the write itself may have made LevelDB begin a new journal. A program that
+always syncs, or never, pays nothing for this.
+
 *Errors are in words.* The binding's errors leave this file as `DatabaseError`, with the path, the
 reason, and the binding's own error as its cause.
 """
@@ -34,11 +40,12 @@ from .. import limits
 from ..errors import DamagedDatabase, DatabaseError, ScuttleupError, WriteInDoubt
 from . import fork
 from .binding import ERRORS, OTHER, Unreadable, binding, decode, in_words
-from .files import check_room, newest_journal
+from .files import check_room, newest_journal, sync_older_journals
 from .folder import Folder, Ident, ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 # Why a database cannot be used after `close`.
@@ -81,6 +88,8 @@ class Database:
         self.reads = threading.RLock()
         self.writes = threading.RLock()
         self._compacts = threading.RLock()
+        # Whether a write without sync may have come before, perhaps by whoever opened `db`.
+        self.unsynced = True
         fork.track(self)
 
     def ready(self) -> Any:
@@ -128,6 +137,22 @@ class Database:
         # After LevelDB could not save its memory, for instance while the disk was full, every write
         # gets this error, also when there is room again.
         return in_words(self.path, error, "; if this stays so, close it and open it again")
+
+    def write(self, write: Callable[[], None], *, sync: bool) -> None:
+        """Have LevelDB `write` a batch, which was made with the same `sync`: see "Sync" above."""
+        older = sync and self.unsynced
+        self.unsynced = self.unsynced or not sync
+        if older:
+            sync_older_journals(self.folder)
+        try:
+            write()
+            if older:
+                sync_older_journals(self.folder)
+        except ERRORS as error:
+            # A write that did not reach the disk may still be found in the journal.
+            raise self.error(error, in_doubt=sync) from error
+        if sync:
+            self.unsynced = False
 
     def close(self) -> None:
         """Refuse every use from now on, wait for those under way, and close what is owned.

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from .connection import replicate as replicate
     from .door import UNWANTED as UNWANTED
     from .door import Door as Door
-    from .forgetting import forget as forget
-    from .forgetting import remember as remember
+    from .door import runs_of as runs_of
+    from .door import write as write
     from .messages import MODES as MODES
     from .messages import Mode as Mode
     from .protocol import Replicated as Replicated
@@ -20,10 +20,8 @@ else:
         """Load a file when it is first used, since a log needs none, and one of them asyncio."""
         if name in ("MODES", "Mode"):
             from . import messages as file
-        elif name in ("Door", "UNWANTED"):
+        elif name in ("Door", "UNWANTED", "runs_of", "write"):
             from . import door as file
-        elif name in ("forget", "remember"):
-            from . import forgetting as file
         elif name in ("Replicated", "ReplicationStream"):
             from . import protocol as file
         elif name == "replicate":

@@ -47,9 +47,9 @@ from typing import Any, NamedTuple
 
 from .. import limits
 from ..changes import Change, Run, expand
-from ..errors import EntryNotFound
+from ..errors import EntryNotFound, shown
 from ..identity import note_fork
-from ..keys import check_peer, log_bytes, log_prefix, pack_seq
+from ..keys import check_peer, check_seq, log_bytes, log_prefix, pack_seq
 from ..limits import MAX_SEQ
 from ..scan import keys_between
 from ..signed import PREFIX, SIGNATURE_BYTES, check, is_odd, proof_of, proves, pynacl_installed
@@ -222,7 +222,7 @@ class Door:
                 fault = too_large(first + large, len(entries[large]) if entries else 0, most)
                 entries, bad_seq = entries[:large], first + large
             if entries and peer.startswith(PREFIX):
-                link = links[peer] if peer in links else store.link_after(peer, head)
+                link = links[peer] if peer in links else store.authors.link_after(peer, head)
                 checked = check(Run(peer, first, entries), link if first == head + 1 else None)
                 links[peer] = checked.link
                 if checked.fault:
@@ -287,7 +287,7 @@ class Door:
 
     def _unwanted(self, peer: str) -> str:
         """Why a log that is not here is not wanted; "" if it is."""
-        if peer in self._store.forgotten:
+        if peer in self._store.marks.forgotten:
             fault = UNWANTED[1]
         elif self._accept is None or peer in self._accepted:
             return ""
@@ -338,3 +338,30 @@ class Door:
             trace = "".join(format_exception(error))
             self._store.events.tell("error", f"{name} failed", f"{name} failed:\n{trace}")
             return None
+
+
+def runs_of(changes: Iterable[tuple[str, int, Any]], encode: Callable[[Any], bytes]) -> list[Run]:
+    """Gather changes, which a program hands to `write`, to runs. Raises TypeError or ValueError."""
+    runs: list[Run] = []
+    # The entries of the last run.
+    entries: list[bytes] = []
+    for change in changes:
+        try:
+            peer, seq, entry = change
+        except (TypeError, ValueError):
+            raise TypeError(f"a change is (peer, seq, entry), not {shown(change)}") from None
+        # A change that follows the one before in the same log goes into the same run.
+        if not runs or (peer, seq) != (runs[-1].peer, runs[-1].first + len(entries)):
+            entries = []
+            runs.append(Run(check_peer(peer), seq, entries))
+        check_seq(seq)
+        entries.append(encode(entry))
+    return runs
+
+
+def write(store: Store, runs: list[Run], sync: bool | None) -> int:
+    """Store what a program hands in, all or none; return how many entries were new.
+
+    Raises ValueError, which names every log with a fault.
+    """
+    return Door(store).write(runs, sync)

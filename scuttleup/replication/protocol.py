@@ -654,7 +654,7 @@ class ReplicationStream:
         ):
             raise ValueError(f"a report of {now.taken} changes less {now.lost + now.unwanted}")
         self._there = now._replace(complete=now.complete or before.complete, refused=())
-        if now.complete and self._ours_there and self._receives and self._store.backup:
+        if now.complete and self._ours_there and self._receives and self._store.marks.backup:
             resume(self._store)
         self.on_report()
 

@@ -38,9 +38,10 @@ from typing import Any
 
 from .. import limits
 from ..changes import Run
+from ..deleting import compact, delete, forget, forgotten, remember
 from ..errors import DatabaseError, DatabaseLocked, ScuttleupError
 from ..keys import check_peer, check_seq
-from ..replication import Door, forget, remember
+from ..replication import write
 from ..store import Store
 from .link import OPEN, OWNER, USER, Link, rub_out, write_down
 
@@ -56,7 +57,7 @@ def _write(store: Store, entries: list[bytes], sync: bool | None, spans: list[An
         Run(check_peer(peer), check_seq(first), list(islice(rest, count)))
         for peer, first, count in spans
     ]
-    return Door(store).write(runs, sync)
+    return write(store, runs, sync)
 
 
 # The calls that a user can ask for. Each gets the entries and the arguments of the question, and
@@ -67,11 +68,11 @@ CALLS: dict[str, Callable[..., Any]] = {
     "extend": Store.extend,
     "write": _write,
     "get": lambda store, _, peer, seq: store.get(check_peer(peer), check_seq(seq)),
-    "delete": lambda store, _, peer, *span: store.delete(check_peer(peer), *map(check_seq, span)),
-    "forgotten": lambda store, _: sorted(store.forgotten),
+    "delete": lambda store, _, peer, *span: delete(store, check_peer(peer), *map(check_seq, span)),
+    "forgotten": lambda store, _: forgotten(store),
     "forget": lambda store, _, peer: forget(store, check_peer(peer)),
     "remember": lambda store, _, peer: remember(store, check_peer(peer)),
-    "compact": lambda store, _: store.compact(),
+    "compact": lambda store, _: compact(store),
 }
 
 

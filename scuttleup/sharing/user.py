@@ -196,30 +196,17 @@ class SharedStore:
     def extend(self, entries: list[bytes], sync: bool | None = None) -> int:
         return int(self._call("extend", sync, entries=entries))
 
-    def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
-        runs = list(runs)
-        spans = [[peer, first, len(entries)] for peer, first, entries in runs]
-        every = [entry for run in runs for entry in run.entries]
-        return int(self._call("write", sync, spans, entries=every))
-
     def get(self, peer: str, seq: int) -> bytes:
         return bytes(self._call("get", peer, seq))
 
-    def delete(self, peer: str, first: int, last: int) -> int:
-        return int(self._call("delete", peer, first, last))
-
-    @property
-    def forgotten(self) -> frozenset[str]:
-        return frozenset(self._call("forgotten"))
-
-    def forget(self, peer: str) -> int:
-        return int(self._call("forget", peer))
-
-    def remember(self, peer: str) -> None:
-        self._call("remember", peer)
-
-    def compact(self) -> None:
-        self._call("compact")
+    def do(self, work: str, *arguments: Any) -> Any:
+        """Have the owner do one of its `CALLS`. The runs that `write` stores cross as entries."""
+        if work != "write":
+            return self._call(work, *arguments)
+        runs, sync = arguments
+        spans = [[peer, first, len(entries)] for peer, first, entries in runs]
+        every = [entry for run in runs for entry in run.entries]
+        return self._call(work, sync, spans, entries=every)
 
     def follow(
         self, since: dict[str, int], *, snapshot: bool, live: bool, wake: Wake, in_order: bool

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 
-from . import limits
+from .. import limits
 
 
 class Events:
