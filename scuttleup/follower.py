@@ -37,10 +37,8 @@ Nothing comes twice, because `had` is asked before every read.
 from __future__ import annotations
 
 import weakref
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from operator import itemgetter
 
 from . import limits
 from .changes import Run
@@ -53,53 +51,32 @@ if TYPE_CHECKING:
 
 # The entries of one log up to a number.
 Span = tuple[str, int]
+# Tells a reader that there is news.
+Wake = Callable[[], object]
 
 
-class Had:
+class Had(dict[str, int]):
     """Up to which number one reader has had each log.
 
-    A log that is here takes 4 bytes, in the row of `numbers` that `rows` names. The dict `rows` is
-    the same for all readers of a store. `others` has logs that were not here when they were noted.
+    In `replication/had.py` such numbers take less memory.
     """
 
-    def __init__(self, rows: dict[str, int], had: Mapping[str, int]) -> None:
-        self.rows = rows
-        self.numbers = array("I")
-        self.others = dict(had)
-
-    def row(self, peer: str) -> int:
-        """The row of a log that is here, which then has a number."""
-        numbers, row = self.numbers, self.rows[peer]
-        if row >= len(numbers):
-            self._grow()
-        if peer in self.others:
-            numbers[row] = max(numbers[row], self.others.pop(peer))
-        return row
-
-    def _grow(self) -> None:
-        """Have a number for each log that has a row."""
-        missing = len(self.rows) - len(self.numbers)
-        self.numbers.frombytes(bytes(self.numbers.itemsize * missing))
-
     def behind(self, heads: dict[str, int]) -> list[Span]:
-        """The logs of which this reader lacks entries, compared in loops in C."""
-        lasts = list(heads.items())
-        self._grow()
-        for peer in heads.keys() & self.others.keys():
-            self.row(peer)
-        rows = map(self.rows.__getitem__, map(itemgetter(0), lasts))
-        had = map(self.numbers.__getitem__, rows)
-        return [span for span, number in zip(lasts, had, strict=True) if span[1] > number]
+        """The logs of which this reader lacks entries, by peer id, each with its last number."""
+        return sorted(span for span in list(heads.items()) if span[1] > self.get(span[0], 0))
 
 
 class News:
-    """Which logs were written to lately, who follows, and who waits for the next write.
+    """What all followers share: the logs that were written to lately, and who waits for the next.
 
-    A store has one `News`. Only a writer calls `add`, `forget` and `wake`, under the store's lock
-    `writes`. Everything else may be called at any time and from any thread.
+    A store has one `News`. `heads` is its dict of each log's last number. Only a writer calls
+    `add`, `forget` and `wake`, under the store's lock `writes`. Everything else may be called at
+    any time and from any thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database, heads: dict[str, int]) -> None:
+        self.database = database
+        self.heads = heads
         # The logs in the order of the writes, and the number of the first. A list is only ever
         # added to, and a new list takes its place in one step.
         self._recent: tuple[int, list[str]] = 0, []
@@ -150,33 +127,27 @@ def _wake_each(followers: dict[int, weakref.ref[Follower]]) -> None:
 
 
 class Follower:
-    """The entries that one reader has not had, in the order of `spans`; then, if `live`, the news.
+    """The entries that are here and that one reader has not `had`; then, if `live`, the news.
 
-    `heads` is the store's dict of each log's last number. `had` is raised as entries are read, and
-    the reader may raise a number, too, to be spared entries from elsewhere. `wake` is called, from
-    any thread and in the middle of a write, when a reader that has had everything has something to
-    read again, and at the end.
+    Without `snapshot` the reader is taken to have had all that is here. `had` is raised as entries
+    are read, and the reader may raise a number, too, to be spared entries from elsewhere. `wake` is
+    called, from any thread and in the middle of a write, when a reader that has had everything has
+    something to read again, and at the end.
 
     One reader at a time may use a follower. `close` may be called from anywhere.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        heads: dict[str, int],
-        news: News,
-        had: Had,
-        spans: Iterable[Span],
-        *,
-        live: bool,
-        wake: Callable[[], object],
-    ) -> None:
-        self._database = database
-        self._heads = heads
+    def __init__(self, news: News, had: Had, *, snapshot: bool, live: bool, wake: Wake) -> None:
         self._news = news
+        self._heads = news.heads
         # The number up to which the news was taken: older news is in `spans`, or is not wanted.
         self._position = news.end
         self._had = had
+        spans = had.behind(self._heads) if snapshot or live else []
+        if not snapshot:
+            for peer, last in spans:
+                had[peer] = last
+            spans = []
         # The spans that have not been begun yet; None when all of them were read.
         self._spans: Iterator[Span] | None = iter(spans)
         # The span that is being read, and the last number that was read of it.
@@ -197,7 +168,7 @@ class Follower:
     @property
     def closed(self) -> bool:
         """Whether this follower was closed, or the logs were."""
-        return self._closed or self._database.refusal is not None
+        return self._closed or self._news.database.refusal is not None
 
     @property
     def idle(self) -> bool:
@@ -211,7 +182,7 @@ class Follower:
         damage must not look like the end. Raises ScuttleupError if the logs were closed before a
         follower that is not live had everything, and in a child process.
         """
-        database = self._database
+        database = self._news.database
         with database.reads:
             if self._closed or (database.closed if self._live else self._spans is None):
                 return None
@@ -221,7 +192,6 @@ class Follower:
     def _read(self, db: Any) -> Run | None:
         """Read on: in the current span, else in the next span, else in the news."""
         had = self._had
-        rows, numbers = had.rows, had.numbers
         while True:
             while self._runs:
                 run = self._runs.pop()
@@ -229,11 +199,8 @@ class Follower:
                     return run
             peer, last = self._span
             if self._after < last:
-                row = rows[peer]
-                if had.others or row >= len(numbers):
-                    had.row(peer)
                 # Entries that the reader has had are left out, wherever they came from.
-                after = max(self._after, numbers[row])
+                after = max(self._after, had.get(peer, 0))
                 if after >= last:
                     self._after = after
                     continue
@@ -241,7 +208,7 @@ class Follower:
                 # One statement, so that a Ctrl-C comes before both are changed or after.
                 self._runs, self._after = runs[::-1], after
                 if after == last:
-                    numbers[row] = last
+                    had[peer] = last
             elif self._spans and (span := next(self._spans, None)):
                 self._span, self._after = span, 0
             else:

@@ -10,15 +10,15 @@ Nothing is remembered here beside the options. The state of the logs lies in the
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from os import PathLike, fsdecode
+from os import PathLike, fsdecode, urandom
 from os.path import exists
 
 from .changes import Change, expand
 from .encodings import Encoding, find_encoding
 from .errors import DatabaseLocked, ScuttleupError, shown
+from .follower import Had
 from .keys import check_peer, check_seq
 from .leveldb import Database, open_database
 from .limits import MAX_ENTRY
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .encodings import ValueEncoding
     from .read_stream import ReadStream
-    from .replication import Mode, Replicated, ReplicationStream
+    from .replication import Accept, Mode, Replicated, ReplicationStream, Verify
     from .sharing import Share, SharedStore
 
     T = TypeVar("T")
@@ -45,8 +45,8 @@ def open(
     id: str | None = None,
     value_encoding: ValueEncoding = "binary",
     sync: bool = False,
-    verify: Callable[[Change], bool] | None = None,
-    accept: Callable[[str], bool] | Container[str] | None = None,
+    verify: Verify = None,
+    accept: Accept = None,
     signed: bool = False,
     only_signed: bool = False,
     key: bytes | None = None,
@@ -94,16 +94,13 @@ def open(
     except DatabaseLocked as locked:
         from .sharing import wait_for
 
-        # What differs from the default was given, and must not differ from the owner's.
         given = {
-            "id": id, "sync": sync or None, "verify": verify, "accept": accept,
-            "signed": signed or None,
-            "only_signed": only_signed or None, "key": key,
-            "max_entry": None if max_entry == MAX_ENTRY else max_entry,
+            "id": id, "sync": sync, "verify": verify, "accept": accept, "signed": signed,
+            "only_signed": only_signed, "key": key, "max_entry": max_entry,
         }  # fmt: skip
         found = wait_for(fsdecode(path), locked, given, create=create, share=share, wait=wait)
         if not isinstance(found, Database):
-            logs._use(found, encoding)
+            logs._use(found, encoding, None, None)
             return logs
         database = found
     try:
@@ -122,10 +119,6 @@ def open(
     except BaseException:
         database.close()
         raise
-
-
-# The same as `inspect.CO_COROUTINE`. `inspect` takes a while to load.
-CO_COROUTINE = 0x80
 
 
 class Scuttleup:
@@ -166,8 +159,8 @@ class Scuttleup:
         id: str | None = None,
         value_encoding: ValueEncoding = "binary",
         sync: bool = False,
-        verify: Callable[[Change], bool] | None = None,
-        accept: Callable[[str], bool] | Container[str] | None = None,
+        verify: Verify = None,
+        accept: Accept = None,
         only_signed: bool = False,
         key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
@@ -181,11 +174,7 @@ class Scuttleup:
         self._use(store, encoding, verify, accept)
 
     def _use(
-        self,
-        store: Store | SharedStore,
-        encoding: Encoding,
-        verify: Callable[[Change], bool] | None = None,
-        accept: Callable[[str], bool] | Container[str] | None = None,
+        self, store: Store | SharedStore, encoding: Encoding, verify: Verify, accept: Accept
     ) -> None:
         """Be the logs in `store`. `open` calls this, too."""
         # For a user of a shared database this stands in for the store of another process.
@@ -194,8 +183,7 @@ class Scuttleup:
         # The same as `self._encoding.encode`, which `append` would look up at every call.
         self._encode: Callable[[Any], bytes] = encoding.encode
         self._verify = verify
-        in_set = None if accept is None or callable(accept) else accept.__contains__
-        self._accept: Callable[[str], bool] | None = accept if callable(accept) else in_set
+        self._accept = accept
         # What lets other processes use these logs.
         self._share: Share | None = None
 
@@ -235,9 +223,7 @@ class Scuttleup:
         2
         """
         if isinstance(entries, (str, bytes)):
-            raise TypeError(
-                f"entries is an iterable of entries, not the one entry {shown(entries)}"
-            )
+            raise TypeError(f"entries are an iterable, not the one entry {shown(entries)}")
         entries = list(entries)
         first = self._store.extend(self._encoding.encode_all(entries), sync)
         return list(expand(self._store.id, first, entries))
@@ -262,8 +248,8 @@ class Scuttleup:
         """
         from .deleting import delete  # here and below, as most programs delete nothing
 
-        last = seq if last is None else last
-        return self._do(delete, check_peer(peer), check_seq(seq), check_seq(last))
+        last = check_seq(seq if last is None else last)
+        return self._do(delete, check_peer(peer), check_seq(seq), last)
 
     @property
     def forgotten(self) -> frozenset[str]:
@@ -337,7 +323,7 @@ class Scuttleup:
         """
         if since is not None and not isinstance(since, Mapping):
             raise TypeError(f"since maps peer ids to numbers, as head does, not {shown(since)}")
-        since = dict(since or {})
+        since = Had(since or {})
         heads = self._store.heads if since else {}
         for peer, seq in since.items():
             check_peer(peer)
@@ -355,7 +341,7 @@ class Scuttleup:
         # Imported here, because many a program only appends.
         from .read_stream import ReadStream
 
-        return ReadStream(self._store, encoding, since=since, live=live, tail=tail, raw=raw)
+        return ReadStream(self._store, encoding, had=since, live=live, tail=tail, raw=raw)
 
     def create_replication_stream(
         self, *, mode: Mode = "sync", live: bool = True, wake: Callable[[], None] = lambda: None
@@ -396,7 +382,7 @@ class Scuttleup:
         """
         from .identity import begin_anew
 
-        begin_anew(self._own_store("begin a new log"), os.urandom(KEY_BYTES) if signed else None)
+        begin_anew(self._own_store("begin a new log"), urandom(KEY_BYTES) if signed else None)
         return self.id
 
     def backup(self, path: str | bytes | PathLike[Any]) -> None:
@@ -488,24 +474,13 @@ class Scuttleup:
         self.close()
 
 
-def _check_options(
-    value_encoding: str,
-    verify: Callable[[Change], bool] | None,
-    accept: Callable[[str], bool] | Container[str] | None,
-    max_entry: int,
-) -> Encoding:
+def _check_options(value_encoding: str, verify: Verify, accept: Accept, max_entry: int) -> Encoding:
     """Return the encoding, if all of these options can be had: else TypeError or ValueError."""
     encoding = find_encoding(value_encoding)
-    if verify is not None and not callable(verify):
-        raise TypeError(f"verify is a function or None, not {verify!r}")
-    if isinstance(accept, (str, bytes)) or not (
-        accept is None or callable(accept) or hasattr(accept, "__contains__")
-    ):
-        raise TypeError(f"accept is a set of ids, a function or None, not {accept!r}")
-    for name, function in ("verify", verify), ("accept", accept):
-        if getattr(getattr(function, "__code__", None), "co_flags", 0) & CO_COROUTINE:
-            # Nobody would await it, and a coroutine is true: it would let everything pass.
-            raise TypeError(f"{name} has to answer at once, so it cannot be async: {function!r}")
+    if verify is not None or accept is not None:
+        from .replication import check_wishes
+
+        check_wishes(verify, accept)
     if not isinstance(max_entry, int) or not 0 < max_entry <= MAX_ENTRY:
         raise ValueError(f"max_entry is a number of bytes up to {MAX_ENTRY}, not {max_entry!r}")
     return encoding

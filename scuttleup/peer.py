@@ -76,6 +76,7 @@ from typing import Any, NamedTuple
 
 from . import limits
 from .errors import ConnectionLost, ProtocolError, ScuttleupError
+from .follower import Had
 from .log import Scuttleup
 from .replication import MODES, Mode, Replicated, ReplicationStream, replicate
 
@@ -324,7 +325,7 @@ class Peer:
         await self._group.__aenter__()
         # This follower gives nothing to read, but is woken when the logs are closed.
         self._sentinel = self._store.follow(
-            {}, snapshot=False, live=False, wake=partial(loop.call_soon_threadsafe, self._look)
+            Had(), snapshot=False, live=False, wake=partial(loop.call_soon_threadsafe, self._look)
         )
         self._first_spare = _limit_descriptors(self._max_connections)
         for sock in await _listen(self._listen):

@@ -23,12 +23,13 @@ tasks run after each read.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
 from .changes import Change, expand
 from .encodings import Encoding
+from .follower import Had
 from .signed import is_signed, strip
 from .store import Store
 
@@ -51,14 +52,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
     """
 
     def __init__(
-        self,
-        store: Store,
-        encoding: Encoding,
-        *,
-        since: dict[str, int],
-        live: bool,
-        tail: bool,
-        raw: bool,
+        self, store: Store, encoding: Encoding, *, had: Had, live: bool, tail: bool, raw: bool
     ) -> None:
         self._encoding = encoding
         self._raw = raw
@@ -67,7 +61,7 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         # Neither the alarm nor the follower knows this stream: see above.
         self._alarm = _Alarm()
         self._follower = store.follow(
-            since, snapshot=not tail, live=self._live, wake=self._alarm.ring, in_order=True
+            had, snapshot=not tail, live=self._live, wake=self._alarm.ring
         )
         # The changes of the last run that were not returned yet.
         self._changes: Iterator[Change] = iter(())
@@ -118,12 +112,11 @@ class ReadStream(Iterator[Change], AsyncIterator[Change]):
         if run is None:
             return False
         peer, first, entries = run
-        if self._raw:
-            self._changes = expand(peer, first, entries)
-            return True
-        if is_signed(peer):
-            entries = list(map(strip, entries))
-        self._changes = expand(peer, first, self._encoding.decode_all(peer, first, entries))
+        decoded: Iterable[object] = entries
+        if not self._raw:
+            stripped = map(strip, entries) if is_signed(peer) else entries
+            decoded = self._encoding.decode_all(peer, first, stripped)
+        self._changes = expand(peer, first, decoded)
         return True
 
     def _nothing_new(self) -> bool:

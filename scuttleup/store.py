@@ -42,13 +42,13 @@ be somebody else's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from time import monotonic
 
 from . import limits
 from .changes import Run
 from .errors import EntryNotFound, ScuttleupError
-from .follower import Follower, Had, News, Span
+from .follower import Follower, Had, News, Wake
 from .keys import ID, change_keys, log_bytes, log_prefix, pack_seq
 from .leveldb import ERRORS, Database, files
 from .limits import MAX_SEQ
@@ -93,10 +93,6 @@ class Store:
         self.max_entry = max_entry
         # Whoever has to do with these logs tells events here.
         self.events = Events()
-        # The logs that were written to lately, for the live followers, and the rows of all logs in
-        # the numbers of these: see `Had`. A log gets its row when somebody follows.
-        self._news = News()
-        self._rows: dict[str, int] = {}
         # Whether a write began and was not seen to end.
         self._in_doubt = False
         with database.reads, database as db:
@@ -107,6 +103,7 @@ class Store:
                 files.sync_folder(database.folder)
             marks = load_marks(db)
             self.heads = load_heads(db, marks.forgotten)
+        self._news = News(database, self.heads)
         self.only_signed = only_signed
         self.take_id(self.id, key)
         self.go_on(marks)
@@ -114,7 +111,6 @@ class Store:
     def take_id(self, id: str, key: bytes | None) -> None:
         """Go on as the peer `id`, whose secret key is `key`. The id is stored already."""
         self.id = id
-        self._give_rows({id})
         self.is_signed = is_signed(id)
         self.authors = Authors(self.database, id, key)
         self._count_anew()
@@ -234,8 +230,6 @@ class Store:
         if heads:
             if new := heads.keys() - self.heads.keys() - {self.id}:
                 self.room -= sum(map(log_bytes, new))
-                if self._news.followers:
-                    self._give_rows(new)
             self.heads.update(heads)
             if self.id in heads:
                 self._own_keys = self._keys_to_come()
@@ -280,7 +274,6 @@ class Store:
         self.database.begin_new_journal()
         marks = load_marks(self.database.db)
         found = load_heads(self.database.db, marks.forgotten)
-        self._give_rows({*found})
         for peer, head in found.items():
             self.heads[peer] = max(head, self.heads.get(peer, 0))
         self._count_anew()
@@ -304,48 +297,16 @@ class Store:
             raise EntryNotFound(f"no entry {seq} of {peer!r}")
         return entry
 
-    def follow(
-        self,
-        since: Mapping[str, int] | Had,
-        *,
-        snapshot: bool,
-        live: bool,
-        wake: Callable[[], object],
-        in_order: bool = False,
-    ) -> Follower:
+    def follow(self, had: Had, *, snapshot: bool, live: bool, wake: Wake) -> Follower:
         """A follower of the entries that are there now (`snapshot`), and of later entries (`live`).
 
-        With `in_order` the snapshot is ordered by peer id. The follower skips the entries that
-        `since` has; see `Follower` for that and for `wake`. A follower that is neither live nor a
-        snapshot gives nothing to read, but wakes its owner when the logs are closed.
+        See `Follower` for `had` and `wake`. A follower that is neither live nor a snapshot gives
+        nothing to read, but wakes its owner when the logs are closed.
         """
         # No write may come between the look at the heads and the place in the news.
         with self.database.writes:
             self.database.ready()
-            self._give_rows({self.id, *self.heads})
-            had = since if isinstance(since, Had) else Had(self._rows, since)
-            spans: list[Span] = had.behind(self.heads) if snapshot or live else []
-            if not snapshot:
-                for peer, last in spans:
-                    had.numbers[self._rows[peer]] = last
-                spans = []
-            elif in_order:
-                spans.sort()  # 0.1 s for 300,000 logs, which replication does not need
-            return Follower(self.database, self.heads, self._news, had, spans, live=live, wake=wake)
-
-    def had(self) -> Had:
-        """What a reader has had that begins with nothing."""
-        return Had(self._rows, {})
-
-    def _give_rows(self, peers: set[str]) -> None:
-        """Give a row to each of `peers` that has none, before its head is known: see `Had`."""
-        new, first = peers - self._rows.keys(), len(self._rows)
-        self._rows.update(zip(new, range(first, first + len(new)), strict=True))
-
-    def check_process(self) -> None:
-        """Raise ScuttleupError in a child process, which is to open logs of its own."""
-        if not self.database.closed:
-            self.database.ready()
+            return Follower(self._news, had, snapshot=snapshot, live=live, wake=wake)
 
     def close(self) -> None:
         """Refuse every use from now on, wait for those under way, and wake all who follow.

@@ -93,7 +93,7 @@ def logs(request: pytest.FixtureRequest) -> Iterator[Scuttleup]:
 def use_shared(path: Path, encoding: str = "utf-8") -> Scuttleup:
     """Logs that use the shared database at `path`, as another process would."""
     logs = object.__new__(Scuttleup)
-    logs._use(SharedStore(str(path), {}), find_encoding(encoding), None)
+    logs._use(SharedStore(str(path), {}), find_encoding(encoding), None, None)
     return logs
 
 

@@ -19,9 +19,11 @@ import scuttleup.limits
 from scuttleup import DatabaseError
 from scuttleup.changes import Run, expand
 from scuttleup.deleting import delete
+from scuttleup.follower import Had
 from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY
 from scuttleup.replication import Door
+from scuttleup.replication.had import RemoteHad
 from scuttleup.store import Store
 
 numbers = st.integers(0, 100)
@@ -38,13 +40,15 @@ def entries_by_key(*runs: Run) -> dict[Key, bytes]:
 class Reader:
     """A follower, and what it should give: everything above `start` up to `end`."""
 
-    def __init__(self, store: Store, start: dict[str, int], *, snapshot: bool, live: bool) -> None:
+    def __init__(
+        self, store: Store, had: Had, start: dict[str, int], *, snapshot: bool, live: bool
+    ) -> None:
         self.rung = rung = Event()
         self.given: dict[Key, bytes] = {}
         past = {} if snapshot else store.heads
         self.start = {peer: max(start.get(peer, 0), past.get(peer, 0)) for peer in PEERS}
         self.end = None if live else store.heads.copy()
-        self.follower = store.follow(dict(start), snapshot=snapshot, live=live, wake=rung.set)
+        self.follower = store.follow(had, snapshot=snapshot, live=live, wake=rung.set)
 
     def wants(self, key: Key) -> bool:
         peer, seq = key
@@ -136,9 +140,20 @@ class Followers(RuleBasedStateMachine):
         since=st.dictionaries(st.sampled_from(PEERS), st.integers(1, 12)),
         snapshot=st.booleans(),
         live=st.booleans(),
+        remote=st.booleans(),
     )
-    def follow(self, since: dict[str, int], snapshot: bool, live: bool) -> None:
-        self.readers.append(Reader(self.store, since, snapshot=snapshot, live=live or not snapshot))
+    def follow(self, since: dict[str, int], snapshot: bool, live: bool, remote: bool) -> None:
+        """Follow as a stream does, or as a connection does for a `remote`."""
+        had = Had(since)
+        if remote:
+            had = RemoteHad(self.store)
+            for peer, seq in since.items():
+                if peer in self.store.heads:
+                    had[peer] = seq
+                else:
+                    had.others[peer] = seq
+        live = live or not snapshot
+        self.readers.append(Reader(self.store, had, since, snapshot=snapshot, live=live))
 
     @precondition(lambda self: self.readers)
     @rule(number=numbers, runs=st.integers(1, 4))
@@ -181,22 +196,23 @@ TestFollowers = Followers.TestCase
 
 def test_who_does_not_read_holds_nothing_and_200_000_logs_are_read_once(db: Any) -> None:
     store = Store(Database(db), id="us", sync=False, max_entry=MAX_ENTRY)
-    readers = [Reader(store, {}, snapshot=True, live=True) for _ in range(50)]
+    hads = chain((Had() for _ in range(25)), (RemoteHad(store) for _ in range(25)))
+    readers = [Reader(store, had, {}, snapshot=True, live=True) for had in hads]
     names = [f"{number:06}" for number in range(200_000)]
     random.Random(1).shuffle(names)
     for first in range(0, len(names), 1000):
         Door(store).write([Run(name, 1, [b""]) for name in names[first : first + 1000]])
     for reader in readers:
         follower = reader.follower
-        held = follower._runs, len(follower._had.numbers), list(follower._spans or [])
-        assert held == ([], 1, [])
-    follower = readers[0].follower
-    runs = list(iter(follower.read, None))
-    assert sorted(run.peer for run in runs) == sorted(names)
-    assert len(list(chain.from_iterable(run.entries for run in runs))) == len(names)
+        assert (follower._runs, len(follower._had), list(follower._spans or [])) == ([], 0, [])
+    for reader in readers[0], readers[-1]:
+        runs = list(iter(reader.follower.read, None))
+        assert sorted(run.peer for run in runs) == sorted(names)
+        assert len(list(chain.from_iterable(run.entries for run in runs))) == len(names)
     store.append(b"x")
-    assert follower.read() == Run("us", 1, [b"x"])
-    assert follower.read() is None
+    for reader in readers[0], readers[-1]:
+        assert reader.follower.read() == Run("us", 1, [b"x"])
+        assert reader.follower.read() is None
 
 
 def test_a_log_in_any_place_is_found_by_who_has_fallen_behind(
@@ -204,7 +220,7 @@ def test_a_log_in_any_place_is_found_by_who_has_fallen_behind(
 ) -> None:
     monkeypatch.setattr(scuttleup.limits, "NEWS", NEWS)
     store = Store(Database(db), id="us", sync=False, max_entry=MAX_ENTRY)
-    reader = Reader(store, {}, snapshot=False, live=True)
+    reader = Reader(store, Had(), {}, snapshot=False, live=True)
     store.append(b"")
     assert reader.follower.read() == Run("us", 1, [b""])
     Door(store).write([Run(peer, 1, [b""]) for peer in "abcdefgh"])

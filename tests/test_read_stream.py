@@ -22,6 +22,7 @@ import pytest
 from waiting import LIMIT, arrival, settle, start, until
 
 from scuttleup import Change, ReadStream, Scuttleup
+from scuttleup.follower import Had
 from scuttleup.keys import change_keys, log_prefix
 from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY, RUN_BYTES, RUN_ENTRIES
@@ -146,7 +147,7 @@ def test_little_is_read_ahead(db: Any, sizes: list[int], lengths: list[int]) -> 
     """A run of many large entries would take their memory and the event loop's time."""
     store = Store(Database(db), id="us", sync=False, max_entry=MAX_ENTRY)
     store.extend(list(map(bytes, sizes)))
-    follower = store.follow({}, snapshot=True, live=False, wake=lambda: None)
+    follower = store.follow(Had(), snapshot=True, live=False, wake=lambda: None)
     assert [len(run.entries) for run in iter(follower.read, None)] == lengths
 
 

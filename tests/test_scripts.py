@@ -71,7 +71,7 @@ print(*imported - before)
     )
     loaded = result.stdout.split()
     rooms = {name.split(".")[1] for name in loaded if name.count(".") == 2 and "scut" in name}
-    assert rooms == {"leveldb", "signed"}
+    assert rooms == {"leveldb", "notes", "signed"}
     unused = {"asyncio", "base64", "decimal", "enum", "hashlib", "json", "re", "typing"}
     assert unused.isdisjoint(loaded)
 

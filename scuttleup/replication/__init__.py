@@ -7,7 +7,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .connection import replicate as replicate
     from .door import UNWANTED as UNWANTED
+    from .door import Accept as Accept
     from .door import Door as Door
+    from .door import Verify as Verify
+    from .door import check_wishes as check_wishes
     from .door import runs_of as runs_of
     from .door import write as write
     from .messages import MODES as MODES
@@ -20,7 +23,7 @@ else:
         """Load a file when it is first used, since a log needs none, and one of them asyncio."""
         if name in ("MODES", "Mode"):
             from . import messages as file
-        elif name in ("Door", "UNWANTED", "runs_of", "write"):
+        elif name in ("Door", "UNWANTED", "check_wishes", "runs_of", "write"):
             from . import door as file
         elif name in ("Replicated", "ReplicationStream"):
             from . import protocol as file

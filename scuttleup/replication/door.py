@@ -40,7 +40,7 @@ remote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from traceback import format_exception
 from typing import Any, NamedTuple
@@ -60,6 +60,11 @@ _NO_ROOM = "there is no room for another log"
 _GAP = "of our own log does not follow"
 # Reasons that are nobody's failure.
 UNWANTED = "not accepted", "forgotten"
+# What a program says of the changes that are taken, and of the logs.
+Verify = Callable[[Change], bool] | None
+Accept = Callable[[str], bool] | Container[str] | None
+# The same as `inspect.CO_COROUTINE`. `inspect` takes a while to load.
+CO_COROUTINE = 0x80
 
 
 class Verdict(NamedTuple):
@@ -73,20 +78,21 @@ class Verdict(NamedTuple):
 class Door:
     """Decides which of a remote's or a caller's entries come into `store`, and has them stored.
 
-    `verify(change) -> bool` is asked about each change that nothing else is wrong with, and
-    `accept(peer) -> bool` once about each log of others that is not here.
+    `verify(change) -> bool` is asked about each change that nothing else is wrong with. `accept` is
+    a set of ids, or `accept(peer) -> bool` is asked once about each log of others that is not here.
     """
 
     def __init__(
         self,
         store: Store,
-        verify: Callable[[Change], bool] | None = None,
-        accept: Callable[[str], bool] | None = None,
+        verify: Verify = None,
+        accept: Accept = None,
         holding: Holding | None = None,
     ) -> None:
         self._store = store
         self._verify = verify
-        self._accept = accept
+        in_set = None if accept is None or callable(accept) else accept.__contains__
+        self._accept: Callable[[str], bool] | None = accept if callable(accept) else in_set
         self._holding = holding
         # Whether nothing is taken any more, because no further log could be remembered as left out.
         self._shut = False
@@ -338,6 +344,20 @@ class Door:
             trace = "".join(format_exception(error))
             self._store.events.tell("error", f"{name} failed", f"{name} failed:\n{trace}")
             return None
+
+
+def check_wishes(verify: Verify, accept: Accept) -> None:
+    """Raise TypeError unless these can be asked about changes and logs."""
+    if verify is not None and not callable(verify):
+        raise TypeError(f"verify is a function or None, not {verify!r}")
+    if isinstance(accept, (str, bytes)) or not (
+        accept is None or callable(accept) or hasattr(accept, "__contains__")
+    ):
+        raise TypeError(f"accept is a set of ids, a function or None, not {accept!r}")
+    for name, function in ("verify", verify), ("accept", accept):
+        if getattr(getattr(function, "__code__", None), "co_flags", 0) & CO_COROUTINE:
+            # Nobody would await it, and a coroutine is true: it would let everything pass.
+            raise TypeError(f"{name} has to answer at once, so it cannot be async: {function!r}")
 
 
 def runs_of(changes: Iterable[tuple[str, int, Any]], encode: Callable[[Any], bytes]) -> list[Run]:

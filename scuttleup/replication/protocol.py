@@ -62,14 +62,15 @@ from itertools import islice
 from typing import NamedTuple, NoReturn
 
 from .. import limits
-from ..changes import Change, Run
+from ..changes import Run
 from ..errors import ConnectionLost, ProtocolError
 from ..follower import Follower
 from ..identity import resume
 from ..limits import MAX_ENTRY, MAX_SEQ
 from ..store import Store
 from .budget import Holding
-from .door import UNWANTED, Door
+from .door import UNWANTED, Accept, Door, Verify
+from .had import RemoteHad
 from .messages import (
     MODES,
     Decoder,
@@ -161,8 +162,8 @@ class ReplicationStream:
         *,
         mode: str,
         live: bool,
-        verify: Callable[[Change], bool] | None,
-        accept: Callable[[str], bool] | None = None,
+        verify: Verify,
+        accept: Accept = None,
         wake: Callable[[], None],
     ) -> None:
         if mode not in MODES:
@@ -189,7 +190,7 @@ class ReplicationStream:
 
         # The last number that the remote has of each log, as far as we know. The follower uses the
         # same numbers.
-        self._had = store.had()
+        self._had = RemoteHad(store)
         # How many logs the remote has named.
         self._digests = 0
         # The numbers of the remote above our heads, up to which it is going to send. Empty if we
@@ -235,7 +236,9 @@ class ReplicationStream:
         # Gives the runs that we have to send. Until the remote's handshake is there, and if the
         # modes let us send nothing, this follower gives nothing and only tells whether the logs
         # were closed.
-        self._follower: Follower | None = store.follow({}, snapshot=False, live=False, wake=wake)
+        self._follower: Follower | None = store.follow(
+            self._had, snapshot=False, live=False, wake=wake
+        )
         # The pieces of our handshake that were not sent yet.
         self._greeting: Iterator[bytes] | None = self._greet()
         # The rest of the bytes that were made ready to be sent.
@@ -361,7 +364,7 @@ class ReplicationStream:
         self._follower = None
         self._decoder = Decoder()
         self._greeting, self._outgoing = None, b""
-        self._had, self._promised, self._came = self._store.had(), {}, {}
+        self._had, self._promised, self._came = RemoteHad(self._store), {}, {}
         self._door = Door(self._store)
         self._holding.close()
         self._wake = self.on_report = lambda: None
@@ -374,8 +377,8 @@ class ReplicationStream:
         Raises DatabaseError if the database cannot be read, ScuttleupError in a child process.
         """
         if self.closed:
-            if self._follower:
-                self._store.check_process()
+            if self._follower and not self._store.database.closed:
+                self._store.database.ready()
             return b""
         most = limits.TURN_BYTES
         # This is the middle of a large entry.
@@ -435,7 +438,7 @@ class ReplicationStream:
         if len(entries[-1]) > MAX_ENTRY:
             # No remote takes such an entry, which only the original stores. It is the last of its
             # run, as it is larger than a run. Its log is sent no further on this connection.
-            self._had.numbers[self._had.row(peer)] = MAX_SEQ
+            self._had[peer] = MAX_SEQ
             entries = entries[:-1]
             seq = first + len(entries)
             self._tell_left_out(peer, f"entry {seq} has more than {MAX_ENTRY} bytes: not sent")
@@ -521,7 +524,7 @@ class ReplicationStream:
         self._digests += 1
         self._ours_there |= peer == self._store.id and seq >= head
         if head:
-            had.numbers[had.row(peer)] = seq
+            had[peer] = seq
         elif seq and not self._is_full:  # a digest of 0 promises nothing
             had.others[peer] = seq
         if seq > head and not self._live and not fault:
@@ -592,11 +595,9 @@ class ReplicationStream:
         for peer, first, taken in runs:
             last = min(first + len(taken) - 1, heads.get(peer, 0))
             if last > 0:
-                row = rows[peer]
-                if row >= len(numbers):
-                    had.row(peer)
-                if peer in others:
-                    last = max(last, others.pop(peer))
+                row = rows.get(peer, MAX_SEQ)
+                if row >= len(numbers) or peer in others:
+                    row = had.row(peer)
                 if last > numbers[row]:
                     numbers[row] = last
         if self._decoder.reports:
@@ -623,7 +624,7 @@ class ReplicationStream:
         """
         had = self._had
         is_here = peer in self._store.heads
-        named = had.numbers[had.row(peer)] if is_here else had.others.get(peer, 0)
+        named = had.get(peer, 0) if is_here else had.others.get(peer, 0)
         if last >= named:
             # All of it has come. To wait for the head would be to find all of these later, at once.
             self._promised.pop(peer, None)

@@ -40,6 +40,7 @@ from .. import limits
 from ..changes import Run
 from ..deleting import compact, delete, forget, forgotten, remember
 from ..errors import DatabaseError, DatabaseLocked, ScuttleupError
+from ..follower import Had
 from ..keys import check_peer, check_seq
 from ..replication import write
 from ..store import Store
@@ -165,7 +166,7 @@ class Share:
         """Give one run of entries each time that the user asks for the next one."""
         news = self._users[link]
         follower = self._store.follow(
-            since, snapshot=snapshot, live=live, wake=partial(news.put, None), in_order=True
+            Had(since), snapshot=snapshot, live=live, wake=partial(news.put, None)
         )
         link.send(link.pack([]))
         while self._listen(link)[0] == ["next"]:

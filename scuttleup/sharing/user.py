@@ -27,7 +27,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from math import inf
 from time import monotonic, sleep
@@ -36,12 +36,11 @@ from typing import Any
 from .. import errors, limits
 from ..changes import Run
 from ..errors import DatabaseError, DatabaseLocked, ScuttleupError, WriteInDoubt
+from ..follower import Wake
 from ..leveldb import FORKED, Database, open_database
 from .link import Link, connect
 from .owner import ANSWERS
 
-# Tells a reader that there is news.
-Wake = Callable[[], object]
 # The errors that an answer can be, by name.
 _RAISED: dict[str, type[Exception]] = {kind.__name__: kind for kind in ANSWERS}
 _RAISED |= {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
@@ -82,7 +81,8 @@ def wait_for(
 class SharedStore:
     """The store of the process that has the database at `path` open and shares it.
 
-    `given` are the options that must not differ from the owner's; None stands for any value. The
+    `given` are the caller's options. Those that are not the default were given, and must not differ
+    from the owner's. The
     owner has to answer within `seconds`, or SHARE_SECONDS if that is less. Raises DatabaseLocked if
     all places are taken, another DatabaseError if nobody shares the database, and ScuttleupError if
     an option differs.
@@ -102,7 +102,8 @@ class SharedStore:
         self._link = self._connect(seconds)
         self.id: str = self._about["id"]
         for name, value in given.items():
-            if value is not None and value != (theirs := self._about.get(name)):
+            default = value in (None, False, limits.MAX_ENTRY)
+            if not default and value != (theirs := self._about.get(name)):
                 self._link.end()
                 other = "another one" if name == "key" else f"{value!r}"
                 raise ScuttleupError(
@@ -209,7 +210,7 @@ class SharedStore:
         return self._call(work, sync, spans, entries=every)
 
     def follow(
-        self, since: dict[str, int], *, snapshot: bool, live: bool, wake: Wake, in_order: bool
+        self, since: dict[str, int], *, snapshot: bool, live: bool, wake: Wake
     ) -> SharedFollower:
         self._check()
         link = self._connect()
