@@ -32,7 +32,7 @@ from wire import HTTP, MODES, Mode, sends, tls_hello
 
 import scuttleup
 from scuttleup import ConnectionLost, ProtocolError, Replicated, Scuttleup, limits
-from scuttleup.replication.messages import Decoder, encode_changes, encode_handshake
+from scuttleup.replication.messages import Decoder, decode_report, encode_changes, encode_handshake
 from scuttleup.replication.protocol import ReplicationStream
 
 # Python warns when it collects what `replicate` has left open. Here a warning fails the test.
@@ -753,6 +753,32 @@ async def test_a_bad_remote_costs_one_line_and_its_own_connection(
         await runs
     assert us.head.keys() <= {"us", "friend", "them"}
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("sockets", [tcp, unix], ids=["TCP", "Unix"])
+async def test_a_remote_that_reports_hears_what_was_left_out_before_its_error_ends_all(
+    peer: MakeLogs, limit: Limit, sockets: Sockets
+) -> None:
+    """It hears that although its live side would have let the report wait."""
+    limit(REPORT=NEVER)
+    hello = encode_handshake("them", {}, "sync", reports=True)
+    unsigned = encode_changes("ed25519.nonsense", 1, [b"three"])
+    async with met(peer("us", 1), hello + CHANGES + unsigned, sockets=sockets) as remote:
+        await remote.handshake()
+        await remote.changes(1)
+        # A frame that cannot be read, and more than is read in a turn.
+        sending = asyncio.create_task(remote.send(b"\x01\x07" + b"\xff" * 100_000))
+        while data := await remote.receive():
+            remote._decoder.feed(data)
+        assert list(remote._decoder.changes()) == []
+        report = decode_report(remote._decoder.reports[-1])
+        assert (report.taken, report.lost) == (3, 1)
+        assert [(it.peer, it.reason) for it in report.refused] == [
+            ("ed25519.nonsense", "begins like a public key and is none")
+        ]
+        with pytest.raises(ProtocolError):
+            await remote.run
+        await sending
 
 
 async def test_a_bad_remote_may_keep_sending(peer: MakeLogs) -> None:

@@ -61,7 +61,7 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from .. import limits
-from ..errors import ConnectionLost
+from ..errors import ConnectionLost, ProtocolError
 from .protocol import Replicated, ReplicationStream, Standstill
 
 # The option of macOS that tells how much a socket still holds. Python has no name for it.
@@ -83,6 +83,9 @@ async def replicate(
         try:
             _detect_loss(writer)
             await connection.run()
+        except ProtocolError:
+            await connection.say_last_words()
+            raise
         finally:
             connection.stream.close()
         await connection.leave()
@@ -246,6 +249,24 @@ class _Connection:
         finally:
             closing.cancel()
             await asyncio.gather(closing, return_exceptions=True)
+
+    async def say_last_words(self) -> None:
+        """Tell a remote that reports, and is in error, what became of the changes before that."""
+        if (words := self.stream.last_words) and self._writer.can_write_eof():
+            self._writer.write(words)
+            # What is unread when we close would reset the connection, see above.
+            reading = asyncio.create_task(self._read_on())
+            try:
+                self._writer.write_eof()
+                await self._while_taken(reading, 1)
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read_on(self) -> None:
+        """Read what the remote still sends, for nothing."""
+        while await self._reader.read(limits.TURN_BYTES):
+            await self._round.turn()
 
     def _raise_error(self) -> None:
         """Raise the error of a task that has one. What the remote did wrong comes first.

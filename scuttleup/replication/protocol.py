@@ -474,6 +474,11 @@ class ReplicationStream:
         self._said = taken, lost, complete, 0, coming
         return encode_report(Report(taken, lost, self._unwanted, complete, refused))
 
+    @property
+    def last_words(self) -> bytes:
+        """After a ProtocolError: what became of the remote's changes before that, if it reports."""
+        return self._report() if self.between_frames else b""
+
     # --- Receiving ---
 
     def receive_data(self, data: bytes) -> None:
