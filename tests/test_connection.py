@@ -781,6 +781,18 @@ async def test_a_remote_that_reports_hears_what_was_left_out_before_its_error_en
         await sending
 
 
+@pytest.mark.parametrize("end", [Remote.leave, Remote.reset])
+async def test_a_remote_in_error_that_is_gone_hears_nothing(
+    peer: MakeLogs, end: Callable[[Remote], None]
+) -> None:
+    hello = encode_handshake("them", {}, "sync", reports=True)
+    for _ in range(20):  # the kernel may notice before we end, or while we do
+        async with met(peer("us", 1), hello + CHANGES + HTTP) as remote:
+            end(remote)
+            with pytest.raises((ProtocolError, ConnectionLost)):
+                await remote.run
+
+
 async def test_a_bad_remote_may_keep_sending(peer: MakeLogs) -> None:
     """It reads nothing, never ends, and its connection is closed all the same."""
     async with met(peer("us", 1)) as remote:

@@ -252,16 +252,20 @@ class _Connection:
 
     async def say_last_words(self) -> None:
         """Tell a remote that reports, and is in error, what became of the changes before that."""
-        if (words := self.stream.last_words) and self._writer.can_write_eof():
+        if not (words := self.stream.last_words) or self._writer.transport.is_closing():
+            return
+        # What is unread when we close would reset the connection, see above.
+        reading = asyncio.create_task(self._read_on())
+        try:
             self._writer.write(words)
-            # What is unread when we close would reset the connection, see above.
-            reading = asyncio.create_task(self._read_on())
-            try:
+            if self._writer.can_write_eof():
                 self._writer.write_eof()
                 await self._while_taken(reading, 1)
-            finally:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+        except (OSError, RuntimeError):  # it has left
+            pass
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _read_on(self) -> None:
         """Read what the remote still sends, for nothing."""
