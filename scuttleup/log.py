@@ -1,9 +1,10 @@
 """`Scuttleup`: the append-only logs of this peer and of all whose entries it has.
 
-This is what a user holds, and the border between the user's world and the package's. On this side
-of it there are entries in a value encoding, single changes, and arguments that may be wrong. On the
-other side there are bytes and runs that were checked. So each method here checks its arguments,
-encodes or decodes, strips the signature from an entry of a signed log, and calls the store.
+A user holds a `Scuttleup`, and here is the border between the user's world and the package's. On
+the user's side there are entries in a value encoding, single changes, and arguments that may be
+wrong. On the other side there are bytes and runs that were checked. So each method here checks its
+arguments, encodes or decodes, strips the signature from an entry of a signed log, and calls the
+store.
 
 Nothing is remembered here beside the options. The state of the logs lies in the `Store`.
 """
@@ -64,19 +65,19 @@ def open(
     files.
 
     `signed` makes the log of a new database a signed one. Its secret key then lies in the folder as
-    `signing.key`. A database that has one needs no option from then on. For a database whose log is
+    `signing.key`. A database with a key needs no option from then on. For a database whose log is
     not signed, `signed` is a ValueError. Signing needs PyNaCl: `pip install 'scuttleup[signed]'`.
 
     Without `create`, nothing is made: where no database is, this is a DatabaseError.
 
     `share` lets other processes of this user on this machine use the same logs, as long as these
-    are open. `open` finds a database that is shared like this, and uses it: signatures, numbers and
-    limits are then those of the process that has it open, and only that one can replicate. `wait`
-    is for how many seconds a database that is held otherwise is tried again; then DatabaseLocked is
-    raised.
+    are open. `open` finds and uses a database that is shared like this: signatures, numbers and
+    limits are then those of the process that has the database open, and only that process can
+    replicate. `wait` is for how many seconds a database that is held otherwise is tried again; then
+    DatabaseLocked is raised.
 
     The other options are those of `Scuttleup`. Unlike that, the logs own their LevelDB: `close`, or
-    the end of a `with` block, closes it.
+    the end of a `with` block, closes the LevelDB.
 
     >>> with scuttleup.open("logs.db", value_encoding="utf-8") as logs:
     ...     logs.append("hello world")
@@ -129,23 +130,24 @@ class Scuttleup:
     Make only one `Scuttleup` for each of these at a time. To have a LevelDB opened and closed for
     you, call `scuttleup.open`, which takes the same options:
 
-    - `id` becomes this peer's id and is stored. Without it the stored id is used, or a random one
-      is made.
+    - `id` becomes this peer's id and is stored. Without an `id` the stored id is used, or a random
+      id is made.
     - `value_encoding` is how entries become bytes: "binary" (bytes; str is stored as UTF-8),
       "utf-8" (str) or "json".
-    - `sync` is whether a write returns only when it, and everything written before it, would
-      survive a power failure. Without it a write survives the end of the process, however it comes.
-    - `verify(change) -> bool` is asked about every change that replication receives, before it is
-      stored. If it returns false, or raises, that log is left out from there on, on that
+    - `sync` is whether a write returns only when that write, and everything written before, would
+      survive a power failure. Without `sync` a write survives the end of the process, however that
+      comes.
+    - `verify(change) -> bool` is asked about every change that replication receives, before that is
+      stored. If `verify` returns false, or raises, that log is left out from there on, on that
       connection.
     - `accept` says which logs of others replication takes: a set of ids, or a function of an id,
-      which is asked once for a log and connection. It is not asked for logs that are here already.
+      which is asked once for a log and connection, and not for logs that are here already.
     - `only_signed` leaves out every log of others that is not signed.
     - `key`, the secret key of a signed log (32 bytes), makes the log of a new database a signed
-      one, and lets an existing one be appended to. Nobody else may read it. `open` takes care of
-      that by itself.
-    - `max_entry` is the most bytes that an entry may have as it is stored. Peers with the default
-      take no larger ones.
+      log, and lets an existing signed log be appended to. Nobody else may read the key. `open`
+      takes care of that by itself.
+    - `max_entry` is the most bytes that a stored entry may have. Peers with the default take no
+      larger entries.
 
     Every method may be called from any thread. A write that fails changes nothing. Wrong arguments
     are a TypeError or ValueError, trouble with the database is a DatabaseError, and the use of logs
@@ -184,7 +186,7 @@ class Scuttleup:
         self._encode: Callable[[Any], bytes] = encoding.encode
         self._verify = verify
         self._accept = accept
-        # What lets other processes use these logs.
+        # Lets other processes use these logs.
         self._share: Share | None = None
 
     @property
@@ -194,7 +196,7 @@ class Scuttleup:
 
     @property
     def head(self) -> dict[str, int]:
-        """Every peer's last number, in a dict of your own. It is what `since` takes.
+        """Every peer's last number, in a dict of your own, which `since` takes.
 
         >>> logs.head
         {'foobar': 2}
@@ -202,10 +204,10 @@ class Scuttleup:
         return self._store.heads.copy()
 
     def append(self, entry: Any, *, sync: bool | None = None) -> Change:
-        """Append one entry to this peer's log and return it as a change, with its number.
+        """Append one entry to this peer's log, and return the change, with its number.
 
-        `sync` is that of the constructor unless it is given. Raises TypeError or ValueError for
-        what the encoding does not take and for what is larger than `max_entry`, OverflowError after
+        `sync` is that of the constructor unless given. Raises TypeError or ValueError for an entry
+        that the encoding does not take or that is larger than `max_entry`, OverflowError after
         2**32 - 1 entries, and ScuttleupError if a signed log cannot be signed: its key or PyNaCl is
         missing.
         """
@@ -216,7 +218,7 @@ class Scuttleup:
     def extend(self, entries: Iterable[Any], *, sync: bool | None = None) -> list[Change]:
         """Append many entries in one atomic step: all are stored or, if this raises, none.
 
-        Returns their changes. Raises as `append` does. It is two to four times as fast as single
+        Returns their changes. Raises as `append` does. This is two to four times as fast as single
         appends.
 
         >>> logs.extend(["a", "b"])[-1].seq
@@ -231,8 +233,8 @@ class Scuttleup:
     def entry(self, peer: str, seq: int, *, value_encoding: ValueEncoding | None = None) -> Any:
         """The entry number `seq` of `peer`.
 
-        Raises EntryNotFound, which is a KeyError, if it is not here, and ValueError if it cannot be
-        decoded. `value_encoding` is that of the constructor unless it is given.
+        Raises EntryNotFound, which is a KeyError, if there is no such entry here, and ValueError if
+        the entry cannot be decoded. `value_encoding` is that of the constructor unless given.
         """
         encoding = self._encoding if value_encoding is None else find_encoding(value_encoding)
         entry = self._store.get(check_peer(peer), check_seq(seq))
@@ -243,8 +245,8 @@ class Scuttleup:
 
         Other peers keep theirs. No entry gets such a number again. A range is deleted in steps that
         let others read and write, and blocks only its caller: in an event loop, use
-        `asyncio.to_thread`. If it ends early, because the logs are closed for instance, the oldest
-        entries are gone.
+        `asyncio.to_thread`. If this ends early, because the logs are closed for instance, the
+        oldest entries are gone.
         """
         from .deleting import delete  # here and below, as most programs delete nothing
 
@@ -262,23 +264,23 @@ class Scuttleup:
         """Delete the whole log of another peer, and take none of it until `remember`.
 
         Its entries, its number, its place and its disk are given back. Returns how many entries
-        went. This blocks its caller, as `delete` does. If it ends early, the log is gone all the
-        same, and forgetting it again deletes the rest. Raises ValueError for our own log.
+        went. This blocks its caller, as `delete` does. If this ends early, the log is gone all the
+        same, and a second `forget` deletes the rest. Raises ValueError for our own log.
         """
         from .deleting import forget
 
         return self._do(forget, check_peer(peer))
 
     def remember(self, peer: str) -> None:
-        """Take a log again that was forgotten. It comes at the next meeting with who has it."""
+        """Take a forgotten log again. Its entries come at the next meeting with who has them."""
         from .deleting import remember
 
         self._do(remember, check_peer(peer))
 
     def compact(self) -> None:
-        """Give the disk back what deleted entries take. It can take seconds, and blocks its caller.
+        """Give back the disk that deleted entries take: for seconds, and blocking the caller.
 
-        Others may read and write meanwhile. Raises DatabaseError if the disk has no room for it.
+        Others may read and write meanwhile. Raises DatabaseError if the disk has no room for that.
         """
         from .deleting import compact
 
@@ -287,11 +289,11 @@ class Scuttleup:
     def write(self, changes: Iterable[tuple[str, int, Any]], *, sync: bool | None = None) -> int:
         """Store changes made elsewhere in one atomic step and return how many were new.
 
-        Each log's changes come in order; what is at or below its head is known and skipped. Entries
-        of a signed log are handed in as they are stored, with their signatures. A ValueError, and
-        nothing is stored, if a change leaves a gap in this peer's own log, is of a log that was
-        forgotten, is larger than `max_entry`, is not signed by its author, or begins a log
-        for which there is no room.
+        Each log's changes come in order; changes at or below its head are known and skipped.
+        Entries of a signed log are handed in as they are stored, with their signatures. A
+        ValueError, and nothing is stored, if a change leaves a gap in this peer's own log, is of a
+        log that was forgotten, is larger than `max_entry`, is not signed by its author, or begins a
+        log for which there is no room.
         """
         # Imported here, as most programs get no changes, or get them by replication.
         from .replication import runs_of, write
@@ -309,13 +311,15 @@ class Scuttleup:
     ) -> ReadStream:
         """Iterate over all changes that are here now, by peer id and number.
 
-        `since`, an earlier `head`, leaves out what that had. `live` goes on with what is stored
-        later, and never ends by itself; `tail` does only that. `value_encoding` is that of the
-        constructor unless it is given. `raw` gives each entry as it is stored, which `write` of
-        logs with the encoding "binary" takes: an entry of a signed log with its signature.
+        `since`, an earlier `head`, leaves out all that was there then. `live` goes on with the
+        changes that are stored later, and never ends by itself; `tail` gives only those.
+        `value_encoding` is that of the constructor unless given. `raw` gives each entry as stored,
+        which `write` of logs with the encoding "binary" takes: an entry of a signed log with its
+        signature.
 
         Raises TypeError or ValueError for a `since` that maps anything but peer ids to numbers, and
-        ValueError for one that is ahead of a log here: what is stored next would be left out.
+        ValueError for a `since` that is ahead of a log here: the entries that are stored next would
+        be left out.
 
         >>> for change in logs.create_read_stream(since={"foobar": 1}):
         ...     print(change)
@@ -349,18 +353,18 @@ class Scuttleup:
         """One end of a replication, without a connection; `replicate` is one with a connection.
 
         - `mode` "sync" sends and receives changes, "push" only sends, and "pull" only receives.
-        - `live`: if it is false, the replication is finished when both sides have what was there.
-        - `wake` is called when there is something to send again. It is called from any thread and
-          in the middle of a write, so it must not use the logs, but only tell your thread or loop.
+        - `live`: if false, the replication is finished when both sides have all that was there.
+        - `wake` is called when there is something to send again, from any thread and in the middle
+          of a write. So it must not use the logs, but only tell your thread or loop.
 
-        See `ReplicationStream` for what to do with it.
+        See `ReplicationStream` for how to use the stream.
         """
         if not callable(wake):
             raise TypeError(f"wake is a function, not {wake!r}")
         store = self._own_store("replicate")
         from .replication import ReplicationStream
 
-        # `verify` gets the change as it can be read, not as it is stored.
+        # `verify` gets the change decoded, not as stored.
         verify = self._verify and partial(self._ask, self._verify)
         return ReplicationStream(
             store, mode=mode, live=live, verify=verify, accept=self._accept, wake=wake
@@ -368,7 +372,7 @@ class Scuttleup:
 
     @property
     def fork(self) -> Fork | None:
-        """Where our own signed log has forked: (seq, where that was seen); None if it has not.
+        """Where our own signed log has forked: (seq, where that was seen); or None.
 
         After a fork, `append` and `extend` raise ForkedLog, and `new_id` begins a new log.
         """
@@ -386,12 +390,12 @@ class Scuttleup:
         return self.id
 
     def backup(self, path: str | bytes | PathLike[Any]) -> None:
-        """Make a whole copy as of now at `path`, while others read and write; it blocks its caller.
+        """Make a whole copy at `path` while others read and write. This blocks its caller.
 
-        The copy knows that it is a backup. Where it is opened, it reads and replicates, but does
-        not append until a peer that knows this log has sent all of it, or `resume` is called: a
-        log that goes on in two places forks. A secret key in the folder is copied.
-        Raises DatabaseError if something is at `path` already.
+        The copy knows that it is a backup. Where the copy is opened, it reads and replicates, but
+        does not append until a peer that knows this log has sent all of it, or `resume` is called:
+        a log that goes on in two places forks. A secret key in the folder is copied. Raises
+        DatabaseError if something is at `path` already.
         """
         from .identity import back_up
 
@@ -410,7 +414,7 @@ class Scuttleup:
         return self._store.do(work.__name__, *arguments)
 
     def _own_store(self, work: str) -> Store:
-        """The store in this process. Raises ScuttleupError if it is in another one."""
+        """The store, in this process. Raises ScuttleupError if another process has the store."""
         if isinstance(self._store, Store):
             return self._store
         raise ScuttleupError(
@@ -418,7 +422,7 @@ class Scuttleup:
         )
 
     def _ask(self, verify: Callable[[Change], bool], change: Change) -> bool:
-        """Ask `verify` about a change as the user reads it; False if it cannot be read."""
+        """Ask `verify` about a change as the user reads it; False where that is impossible."""
         peer, seq, entry = change
         if is_signed(peer):
             entry = strip(entry)
@@ -431,21 +435,20 @@ class Scuttleup:
     async def replicate(
         self, reader: StreamReader, writer: StreamWriter, *, mode: Mode = "sync", live: bool = True
     ) -> Replicated:
-        """Replicate with the remote until it leaves; if not `live`, until all is exchanged.
+        """Replicate until the remote leaves; if not `live`, until all is exchanged.
 
         Closes `writer` and returns how many changes were sent and received, and which logs were
         left out because something was wrong with them. `reader` and `writer` may be of any
         transport of asyncio: TCP, TLS, Unix sockets, or pipes, such as `process.stdout` and
         `process.stdin` of a subprocess. For the other arguments see `create_replication_stream`.
 
-        What came before an error is stored. It raises
+        The changes that came before an error are stored. This raises
 
-        - ProtocolError when the remote is in error, so that it is of little use to come back: what
-          it sent cannot be read, it has our own id, or it sent changes though the modes forbid
-          that.
-        - ConnectionLost when it is worth coming back: the connection broke, or ended before the
+        - ProtocolError when the remote is in error, and to come back is of little use: its bytes
+          cannot be read, it has our own id, or it sent changes though the modes forbid that.
+        - ConnectionLost when coming back is worth a try: the connection broke, or ended before the
           remote's handshake or in the middle of a frame; or the remote sent no handshake, sent half
-          a frame and no more of it, or took nothing of what we send, for 60 seconds.
+          a frame and no more, or took nothing that we send, for 60 seconds.
         - DatabaseError when our own database is in trouble.
 
         >>> server = await asyncio.start_server(logs.replicate, "127.0.0.1", 2014)
