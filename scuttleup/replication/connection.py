@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 
-`protocol.py` decides what is sent and what is done with what comes. This file moves the bytes,
-shares the time, and closes the connection. All it remembers of a replication is in `_Connection`.
+`protocol.py` decides which bytes are sent and what becomes of the bytes that come. This file moves
+the bytes, shares the time, and closes the connection. A `_Connection` has all that is remembered.
 
 *Three share one `ReplicationStream`.*
 
@@ -18,30 +18,30 @@ They run in one thread and never wait in the middle of a call of the stream, so 
 lock.
 
 *All connections of an event loop share its time* with everything else that runs there. Neither a
-read of what is there already nor a write that need not wait lets others run. So work is done in
-turns (see `limits`), and before each turn a task asks for it. A turn begins only if those before
-it, in the same round of the loop and of whatever connection, have taken less than ROUND seconds.
-Else the task waits for the next round. Those that have waited longest come first.
+read of bytes that are there already nor a write that need not wait lets others run. So work is done
+in turns (see `limits`), and before each turn a task asks whether it may begin. A turn begins only
+if the turns of all connections in the same round of the loop have taken less than ROUND seconds so
+far. Else the task waits for the next round. Those that have waited longest come first.
 
-*It is over* when the sender has sent all and nothing is waited for, when the logs are closed, or
-with the first error. Then both tasks are cancelled, and `replicate` returns or raises when they
-have ended.
+*A replication is over* when the sender has sent all and nothing is waited for, when the logs are
+closed, or with the first error. Then both tasks are cancelled, and `replicate` returns or raises
+when they have ended.
 
 *How it ends.* When all is sent we end our side and keep reading for as long as the remote takes
 something, and for LINGER seconds more. If we closed with something unread, the kernel would reset
-the connection, and the remote could lose what it had not read (RFC 1122, 4.2.2.13).
+the connection, and the remote could lose bytes that it had not read (RFC 1122, 4.2.2.13).
 
-*What the remote has taken* is what has left the kernel, too, where the system tells. The kernel
-holds some megabytes, and with a slow link these are all there is.
+*Bytes count as taken by the remote* when they have left the kernel, too, where the system tells.
+The kernel holds some megabytes, and with a slow link these are all there is.
 
 *The transports differ.* TLS and some others cannot end one side alone. A pipe is closed when its
 other end is, and no longer knows its event loop then. A pipe that was opened by hand cannot tell
-when it is closed. On Windows a write counts as not taken until all of it is, so writes are small,
-and what was handed over counts as progress.
+when it is closed. On Windows none of a write counts as taken until all of it is, so writes are
+small, and handing bytes over counts as progress.
 
-*Whatever breaks in a read or a write is a `ConnectionLost`.* Which error of the operating system
-tells of it differs between systems and transports; uvloop has a RuntimeError for a transport that
-its own program has aborted. Errors of the database come from elsewhere and pass unchanged.
+*A read or a write that breaks is a `ConnectionLost`.* The operating system's own error differs
+between systems and transports; uvloop has a RuntimeError for a transport that its own program has
+aborted. Errors of the database come from elsewhere and pass unchanged.
 
 *No task does anything before its first wait.* Where a program has tasks begin at once (eager ones),
 all would otherwise go in another order than anywhere else.
@@ -64,7 +64,7 @@ from .. import limits
 from ..errors import ConnectionLost, ProtocolError
 from .protocol import Replicated, ReplicationStream, Standstill
 
-# The option of macOS that tells how much a socket still holds. Python has no name for it.
+# The option of macOS that tells how much a socket still holds. Python has no name for that.
 _SO_NWRITE = 0x1024
 
 
@@ -73,8 +73,8 @@ async def replicate(
 ) -> Replicated:
     """Replicate until all is exchanged, the remote has left, or the logs are closed.
 
-    `make_stream` is called with `wake` and returns the stream to run. `writer` is closed at the
-    end, whatever happens. Returns what was sent, received and left out. For what is raised see
+    `make_stream` is called with `wake` and returns the stream to run. `writer` is closed at the end
+    in any case. Returns what was sent, received and left out. For the errors see
     `Scuttleup.replicate`.
     """
     tls = writer.get_extra_info("sslcontext") is not None
@@ -91,9 +91,10 @@ async def replicate(
         await connection.leave()
         return connection.stream.replicated
     finally:
-        # Drop the connection at once, unless it is closing and has nothing left to send. A pipe
-        # that was closed no longer knows its event loop, nor does a socket that had something left
-        # then. To abort these is an AttributeError. TLS would wait for the remote when it closes.
+        # Drop the connection at once, unless the transport is closing and has nothing left to send.
+        # A pipe that was closed no longer knows its event loop, nor does a socket that had
+        # something left then. To abort these is an AttributeError. TLS would wait for the remote
+        # when it closes.
         if tls or not writer.transport.is_closing() or _unsent(writer):
             writer.transport.abort()
 
@@ -101,22 +102,22 @@ async def replicate(
 class _Round:
     """One round of an event loop, and how much of it all connections have used.
 
-    Each event loop has one of these. It is dropped with the loop.
+    Each event loop has one round at a time, which is dropped with the loop.
     """
 
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, _Round]] = WeakKeyDictionary()
 
-    # Nothing in here may refer to the loop. It is the key in `_all`, so it would never be freed.
+    # Nothing in here may refer to the loop, which is the key in `_all`: it would never be freed.
 
     def __init__(self) -> None:
         # When the first turn of this round began; None if there was none yet.
         self._begun: float | None = None
-        # A ticket for each task that waits for its turn, the one that came first at the front.
+        # A ticket for each task that waits for its turn, in the order in which they came.
         self._waiting: deque[object] = deque()
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> _Round:
-        """The one that all connections on `loop` share."""
+        """The round that all connections on `loop` share."""
         return cls._all.setdefault(loop, cls())
 
     async def turn(self) -> None:
@@ -175,12 +176,12 @@ class _Connection:
         # The receiver and the sender, while they run.
         self._tasks: list[asyncio.Task[None]] = []
         self._round = _Round.of(loop)
-        # The stream calls `wake` from any thread, so it goes by way of the loop.
+        # The stream calls `wake` from any thread, so the call goes by way of the loop.
         self.stream = make_stream(wake=partial(loop.call_soon_threadsafe, self._wake))
         self.stream.hold_reports = True
 
     def _wake(self) -> None:
-        """Look again what there is to send, and whether the logs were closed."""
+        """Look again whether there is something to send, and whether the logs were closed."""
         self._news.set()
         if self.stream.dropped:
             self._look.set()
@@ -199,7 +200,7 @@ class _Connection:
             task.cancel()
 
     async def run(self) -> None:
-        """Exchange what there is, and end our side. Raises the first error that there is."""
+        """Exchange all that there is, and end our side. Raises the first error that there is."""
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send())]
         for task in self._tasks:
             task.add_done_callback(lambda _: self._look.set())
@@ -208,8 +209,7 @@ class _Connection:
                 await self._pause(self._watch(self._tasks[0].done()))
                 self._raise_error()
             if self._writer.can_write_eof():
-                # A remote that got nothing from us can lose nothing when we close before it has
-                # read.
+                # A remote that got nothing from us can lose nothing by an early close.
                 limit = limits.LINGER if self.stream.replicated.sent else min(limits.LINGER, 1)
                 await self._while_taken(self._tasks[0], limit)
                 self._raise_error()
@@ -225,8 +225,8 @@ class _Connection:
 
     async def _pause(self, seconds: float) -> None:
         """Wait until a task has ended, and not longer than that."""
-        # This does what `asyncio.wait` does. From Python 3.14 on, that one refers to the task that
-        # waits, and so would an error, which that task refers to.
+        # This does the same as `asyncio.wait`. From Python 3.14 on, `asyncio.wait` refers to the
+        # task that waits, and so would an error, which that task refers to.
         timer = asyncio.get_running_loop().call_later(seconds, self._look.set)
         try:
             await self._look.wait()
@@ -254,7 +254,7 @@ class _Connection:
         """Tell a remote that reports, and is in error, what became of the changes before that."""
         if not (words := self.stream.last_words) or self._writer.transport.is_closing():
             return
-        # What is unread when we close would reset the connection, see above.
+        # Bytes that are unread when we close would reset the connection, see above.
         reading = asyncio.create_task(self._read_on())
         try:
             self._writer.write(words)
@@ -268,14 +268,14 @@ class _Connection:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _read_on(self) -> None:
-        """Read what the remote still sends, for nothing."""
+        """Read on and drop all that the remote still sends."""
         while await self._reader.read(limits.TURN_BYTES):
             await self._round.turn()
 
     def _raise_error(self) -> None:
-        """Raise the error of a task that has one. What the remote did wrong comes first.
+        """Raise the error of a task, if there is any. A mistake of the remote comes first.
 
-        Once the logs are closed, nothing is an error, as it breaks because we have ended.
+        Once the logs are closed, nothing is an error, as all breaks because we have ended.
         """
         if not self.stream.closed and self._tasks[0].done():
             self._tasks[0].result()
@@ -283,7 +283,7 @@ class _Connection:
             self._tasks[1].result()
 
     async def _receive(self) -> None:
-        """Hand over what comes, until the remote ends its side."""
+        """Hand over the bytes that come, until the remote ends its side."""
         await asyncio.sleep(0)
         # This only has to differ from b"", which is the end.
         data = b"-"
@@ -295,7 +295,7 @@ class _Connection:
             self._news.set()
 
     async def _send(self) -> None:
-        """Send what there is until the stream is finished, and end our side."""
+        """Send until the stream is finished, and end our side."""
         await asyncio.sleep(0)
         stream, writer = self.stream, self._writer
         while True:
@@ -341,8 +341,8 @@ class _Connection:
         pause = self.stream.tick(now, unsent=untaken > 0)
         if self.stream.finished:
             self._news.set()
-        # It is progress when we hand over something, and when the remote takes something. While it
-        # has taken all, nothing is waited for.
+        # Progress is when we hand over something, and when the remote takes something. While the
+        # remote has taken all, nothing is waited for.
         mark = (self._written, untaken - self._probes) if untaken else now
         if self._taking.measure(mark, now) > limits.ALIVE:
             raise ConnectionLost(f"the remote took nothing for {limits.ALIVE} seconds")
@@ -369,19 +369,19 @@ class _Connection:
 
 @contextmanager
 def _connection_errors(writer: StreamWriter) -> Iterator[None]:
-    """Turn what tells that the connection broke, in the `with` block, into a ConnectionLost."""
+    """Turn an error that says that the connection broke into a ConnectionLost."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not writer.transport.is_closing():
             raise
-        # asyncio's reader keeps the error. With its traceback the error would keep our frames that
-        # it went through, and these keep the reader.
+        # asyncio's reader keeps the error. With a traceback the error would keep our frames, which
+        # keep the reader.
         raise ConnectionLost(f"the connection broke: {error}") from error.with_traceback(None)
 
 
 async def _close(writer: StreamWriter) -> None:
-    """Send what the transport still has, and close the connection."""
+    """Send all that the transport still has, and close the connection."""
     # A pipe that was opened by hand cannot be waited for, which is a NotImplementedError.
     with suppress(OSError, NotImplementedError):
         await _flush(writer)
@@ -408,9 +408,9 @@ def _unsent(writer: StreamWriter) -> int:
 
 
 def _untaken(writer: StreamWriter) -> int:
-    """How many bytes the remote has not taken: what the transport holds, and what the kernel does.
+    """How many bytes the remote has not taken: those in the transport, and those in the kernel.
 
-    What a kernel holds is not known of a pipe, nor on Windows.
+    Those in the kernel are not known of a pipe, nor on Windows.
     """
     unsent = _unsent(writer)
     # A socket may be closed, or there is none. TLS that is closed no longer knows.
@@ -428,8 +428,8 @@ def _untaken(writer: StreamWriter) -> int:
 def _detect_loss(writer: StreamWriter) -> None:
     """Have the kernel find out, within ALIVE seconds, that the remote has vanished.
 
-    After half of that time without a sign of life it asks, three times, and then gives up. See
-    tcp(7) of Linux for the options.
+    After half of that time without a sign of life the kernel asks, three times, and then gives up.
+    See tcp(7) of Linux for the options.
     """
     sock = writer.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -437,14 +437,14 @@ def _detect_loss(writer: StreamWriter) -> None:
     for level, name, value in (
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", limits.ALIVE // 2),
-        # macOS calls it by this name.
+        # The name on macOS.
         (socket.IPPROTO_TCP, "TCP_KEEPALIVE", limits.ALIVE // 2),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", limits.ALIVE // 6),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
         # The same for data that is under way, in milliseconds; on Linux only.
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", limits.ALIVE * 1000),
     ):
-        # Not every system has all of them, and some systems refuse one. `tick` does without.
+        # Not every system has all of these, and some systems refuse an option. `tick` does without.
         if hasattr(socket, name):
             with suppress(OSError):
                 sock.setsockopt(level, getattr(socket, name), int(value))
