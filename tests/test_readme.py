@@ -97,7 +97,7 @@ def test_each_entry_is_applied_once_to_a_state(
     code = block("python", containing=STATE)
     end = contextlib.nullcontext() if not live else pytest.raises(sqlite3.IntegrityError)
     if live:
-        assert "With `since=since, live=True` and batches of 1 it goes on" in WORDS
+        assert "With `since=since, live=True` and batches of 1 the loop does not end" in WORDS
         code = code.replace("since=since)", "since=since, live=True)").replace("1000", "1")
         code = code.replace("word TEXT", "word TEXT CHECK (word <> 'end')")
     for entries in ["one two", "two"], ["three"]:
@@ -292,7 +292,7 @@ def test_the_names_that_stand_for_those_of_the_original_are_those_of_the_api() -
             "room for some {:,} logs",
             limits.MAX_HANDSHAKE // keys.log_bytes("x" * 32) // 10**4 * 10**4,
         ),
-        ("of what it promised came for {} seconds", limits.PROMISED),
+        ("no promised entry came for {} seconds", limits.PROMISED),
         ("some {} bytes a log", limits.LOG_BYTES),
         ("remove the last {} of each entry", signing.TRAILER_BYTES),
     ],
@@ -331,6 +331,6 @@ def test_versions_and_bindings_are_those_of_the_package() -> None:
     assert "| CPython 3.11 | 3.12 to 3.14 | 3.15 |" in TEXT
     bindings = [re.findall(r"\| (plyvel[-\w]*)", line) for line in TEXT.splitlines()]
     assert bindings.count(["plyvel", "plyvel-next", "plyvel"]) == 2
-    [original] = re.findall(r"package \[scuttleup\]\(.*?\) (\S+)\. ", WORDS)
+    [original] = re.findall(r"package \[scuttleup\]\(.*?\) (\S+) for Python", WORDS)
     package = json.loads((FOLDER / "package.json").read_text())
     assert package["dependencies"]["scuttleup"] == original
