@@ -1,16 +1,16 @@
-"""Read a whole database, and tell log by log whether it holds what it should.
+"""Read a whole database, and tell log by log whether all is there and right.
 
-Whatever this package receives is checked before it is stored. But a program on Node, or a peer
-without PyNaCl, may have put entries of signed logs into a database that nobody has checked, and a
-disk may have damaged what was right once. So this reads every key and every entry.
+This package checks every entry before the entry is stored. But a program on Node, or a peer without
+PyNaCl, may have put entries of signed logs into a database that nobody has checked, and a disk may
+have damaged them. So this reads every key and every entry.
 
 A *fault* is an entry that its author has not signed, a key that is not an entry's, and anything
-that cannot be read. A *gap* is not a fault, because entries can be deleted. It is told all the
-same, because whoever copies the log from here gets it with the gap.
+that cannot be read. A *gap* is not a fault, because entries can be deleted. Gaps are told all the
+same, because whoever copies the log from here gets the gap, too.
 
 The database stays in use meanwhile. Its lock is given back after each run of entries and after each
-KEYS keys, so others wait for some milliseconds at most. What is stored after the start is not
-looked at. Nothing is changed, but a fork of our own log that is found here is noted.
+KEYS keys, so others wait for some milliseconds at most. Entries that are stored after the start are
+not looked at. Nothing is changed, but a fork of our own log that is found here is noted.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ KEYS = 10_000
 
 
 class CheckedLog(NamedTuple):
-    """What was found in the log of `peer`.
+    """The finding in the log of `peer`.
 
     `last` is its last number, and `entries` is how many entries are there. `proven` is how many of
-    them are known to be their author's, None if the log is not signed. `fault` says what is wrong;
-    it is "" if nothing is.
+    them are known to be their author's, None if the log is not signed. `fault` says what is wrong,
+    or is "".
     """
 
     peer: str
@@ -47,7 +47,7 @@ class CheckedLog(NamedTuple):
 
 
 def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
-    """Check one log after the other, by peer id, and tell what is in each.
+    """Check one log after the other, by peer id, and tell the finding in each.
 
     An error of the database is told as the fault of the log that it was met in. Raises
     ScuttleupError if a log is signed and PyNaCl is not installed.
@@ -66,7 +66,7 @@ def check_logs(logs: Scuttleup) -> Iterator[CheckedLog]:
 
 
 def _check_log(database: Database, peer: str, last: int) -> CheckedLog:
-    """What is in the log of `peer`, up to number `last`, which is its head."""
+    """The finding in the log of `peer`, up to number `last`, which is its head."""
     proven = 0 if is_signed(peer) else None
     fault = "the id begins like a public key and is none" if is_odd(peer) else ""
     # `end` is the number of the last entry before the run, and `link` is the link after that entry.

@@ -3,29 +3,30 @@
 Theory of operation
 ===================
 
-`main` opens the database, runs one command on it, and turns everything that went wrong into one
-line on stderr and an exit status. All commands but `replicate` are done in the main thread and end
-when their work is done. A signal ends them wherever they are, which is safe: what LevelDB has not
+`main` opens the database, runs one command, and turns every error into one line on stderr and an
+exit status. All commands but `replicate` are done in the main thread and end when their work is
+done. A signal ends them wherever they are, which is safe: an entry that LevelDB has not
 acknowledged was not stored.
 
 `replicate` is a `Peer` in the main thread, with a thread around it for each of stdin, stdout and
-stderr (see `terminal.py`). They share nothing with the peer but the logs. It ends in this order:
+stderr (see `terminal.py`). These threads share nothing with the peer but the logs. All ends in this
+order:
 
 1. The peer ends, after a signal, or because of `--once`, or because our own database failed.
-2. What was typed until then is appended. It is stored, and sent at the next meeting.
-3. What was stored until then is printed.
+2. Lines that were typed until then are appended: stored here, and sent at the next meeting.
+3. Entries that were stored until then are printed.
 4. The database is closed.
 
 A second signal ends the process at once, in case the first hangs in a write of LevelDB. See
 `ending.py` for the signals.
 
 Nothing here is needed to use the package from a program. Nothing below this file prints, reads
-stdin or handles signals, except `terminal.py`, which does so for this file. What takes long to
-load, asyncio above all, is imported by the one command that needs it.
+stdin or handles signals, except `terminal.py`, which does so for this file. Modules that take long
+to load, asyncio above all, are imported by the one command that needs them.
 
-What is read, and what is printed, is bytes as far as possible. An argument is appended as it was
-typed, whatever the locale. An entry is printed in the encoding of stdout, and what that lacks is
-escaped, so that no entry can end the program with an error.
+All input and output is bytes as far as possible. An argument is appended byte for byte, in any
+locale. An entry is printed in the encoding of stdout, and characters that this lacks are escaped,
+so that no entry can end the program with an error.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         # `scuttleup read | head` is to end quietly. A peer must not end like this, because it also
         # gets this signal when a remote has gone.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    # Where one of these is closed, LevelDB would get its number, and our output would go into the
+    # LevelDB would get the number of a file that is closed, and our output would go into the
     # database.
     for fd in (0, 1, 2):
         try:
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         ending.interrupt()
         signed = args.signed and args.command != "new-id"
         options = {"signed": signed, "only_signed": args.only_signed, "create": args.create}
-        # A peer runs for long, so it lets the other commands use its database.
+        # A peer runs for long, and lets the other commands use its database.
         with printing(), open_logs(args.db, **options, share=is_peer, wait=WAIT) as logs:
             return int(args.run(logs, args) or 0)
     except (ScuttleupError, OSError, ValueError, OverflowError) as error:
@@ -112,7 +113,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if args.command == "replicate":
         if not args.addresses and not args.listen:
             parser.error("replicate: name a HOST:PORT to connect to, or --listen")
-        # "" is a file that is not there. It is no reason to do without TLS.
+        # "" is a file that is not there, and no reason to do without TLS.
         tls = args.tls_cert, args.tls_key, args.tls_ca
         args.tls = [path for path in tls if path is not None]
         if len(args.tls) in (1, 2):
@@ -124,14 +125,14 @@ def _parser() -> argparse.ArgumentParser:
     """The parser of all arguments. Each command leaves its function in `args.run`."""
     about = "Append-only logs that replicate from peer to peer."
     parser = _Parser("scuttleup", description=about)
-    # The package has loaded this file, so it is there. It stands above, so it is not imported here.
+    # The package has loaded this file, and stands above, so it is not imported here.
     version = f"scuttleup {sys.modules['scuttleup'].__version__}"
     parser.add_argument("--version", action="version", version=version)
     # A mistyped path is no reason for a command that only looks to make a database.
     parser.set_defaults(create=False, live=False, only_signed=False)
     common = _Parser(add_help=False)
-    # Both options may stand before the command and after it. After it they have no default, which
-    # would undo what stood before.
+    # Both options may stand before the command and after. After the command they have no default,
+    # which would undo those before.
     for each, path, signed in (parser, "logs.db", False), (common, SUPPRESS, SUPPRESS):
         each.add_argument("--db", metavar="PATH", default=path, help="the database (logs.db)")
         help = "make the log of a new database a signed one: nobody else can add to it"
@@ -197,7 +198,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """What argparse asks at each option. To find the width by itself it loads `shutil`: 3 ms."""
+    """The formatter of each option. Without a width argparse loads `shutil`, which takes 3 ms."""
     return argparse.RawDescriptionHelpFormatter(prog, width=78)
 
 
@@ -215,7 +216,7 @@ def _complain(message: str) -> int:
 
 
 def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
-    """Append the arguments in one atomic step, or stdin line by line as it comes."""
+    """Append the arguments in one atomic step, or the lines of stdin as they come."""
     if args.entries:
         # They are appended as they were typed, byte for byte.
         logs.extend([os.fsencode(entry) for entry in args.entries])
@@ -228,7 +229,7 @@ def _append(logs: Scuttleup, args: argparse.Namespace) -> None:
 
 
 def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
-    """Print every entry, or every one that was not there when FILE was written."""
+    """Print every entry, or every entry that was not there when FILE was written."""
     since = None
     # JSON shows an entry as text only if nothing gets lost.
     encoding: ValueEncoding = "binary" if args.json else "utf-8"
@@ -237,7 +238,7 @@ def _read(logs: Scuttleup, args: argparse.Namespace) -> None:
             import json
 
             with open_stdin() if args.since == "-" else open(args.since, "rb") as file:
-                # As bytes it may be UTF-16 with a mark, which `>` of Windows PowerShell writes.
+                # These bytes may be UTF-16 with a mark, which `>` of Windows PowerShell writes.
                 since = json.loads(b"".join(file))
         stream = logs.create_read_stream(since=since, live=args.live, value_encoding=encoding)
     except (TypeError, ValueError, RecursionError) as error:
@@ -266,7 +267,7 @@ def _json_line(change: Change) -> str:
 
 
 def _export(logs: Scuttleup, args: argparse.Namespace) -> None:
-    """Print every entry as it is stored: those of signed logs with their signatures."""
+    """Print every entry as stored: those of signed logs with their signatures."""
     for change in logs.create_read_stream(raw=True):
         print(_json_line(change))
 
@@ -298,7 +299,7 @@ def _new_id(logs: Scuttleup, args: argparse.Namespace) -> None:
 
 
 def _head(logs: Scuttleup, args: argparse.Namespace) -> None:
-    """Print the last number of every log. This peer's own log stands there even if it is empty."""
+    """Print the last number of every log, this peer's own included, even if that is empty."""
     head = logs.head
     if args.json:
         import json
@@ -315,7 +316,7 @@ def _forget(logs: Scuttleup, args: argparse.Namespace) -> None:
 
 
 def _check(logs: Scuttleup, args: argparse.Namespace) -> int:
-    """Print what is in each log, and return 1 if there is any fault."""
+    """Print how whole each log is, and return 1 if there is any fault."""
     from .check import check_logs, stray_keys
 
     faults = 0

@@ -4,9 +4,9 @@ Theory of operation
 ===================
 
 Each of the two may be shared with a neighbour, as in `{ node server.js & scuttleup read; } | less`.
-If the neighbour makes it non-blocking, it is so for all who have it, at any moment. Python then
-takes a pause on stdin for its end, and drops what stdout does not take at once. A `Patient` file
-waits in `select` instead, and leaves it to the neighbour how the file is set.
+If the neighbour makes a file non-blocking, that counts for all who have the file, at any moment.
+Python then takes a pause on stdin for its end, and drops bytes that stdout does not take at once. A
+`Patient` file waits in `select` instead, and leaves the setting to the neighbour.
 
 stdout may also be no file at all: a window of IDLE, a cell of Jupyter, a text in memory, or None
 where it is closed. Those are used as they are.
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class Patient(FileIO):
-    """A file that waits until there is something to read, or room to write, however it is set."""
+    """A file that waits until there is something to read, or room to write, blocking or not."""
 
-    # Whether what is still to be written is dropped.
+    # Whether bytes that are still to be written are dropped.
     given_up = False
 
     def readinto(self, buffer: Any) -> int:
@@ -95,7 +95,7 @@ class Lines:
 def printing() -> Iterator[None]:
     """In this `with`, all that is printed comes to stdout, or there is an OSError.
 
-    What the encoding of stdout lacks is escaped.
+    Characters that the encoding of stdout lacks are escaped.
 
     >>> with printing():
     ...     print(change)

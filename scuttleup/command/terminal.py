@@ -1,4 +1,4 @@
-"""What a running peer prints and what is typed into it, while the event loop does not wait.
+"""The output of a running peer, and the lines that are typed, while the event loop does not wait.
 
 Theory of operation
 ===================
@@ -14,24 +14,25 @@ neither, or no other peer gets a byte meanwhile. So each of the three files has 
 A printer needs no queue, because the database is one: a stream that is read slowly costs nothing.
 The queue of `Messages` is short, and a message that does not fit is dropped.
 
-**What can be wrong with an output** ends nothing but that output. If the disk is full, a printer
-tries again once a second, so nothing is lost when there is room again. If nobody will ever read, it
-stops printing. Messages that cannot be written are dropped.
+**A fault of an output** ends nothing but that output. If the disk is full, a printer tries again
+once a second, so nothing is lost when there is room again. If nobody will ever read, the printer
+stops. Messages that cannot be written are dropped.
 
 **The end of stdin** is not always its end. A FIFO is at its end whenever a writer leaves, and a
-terminal at each Ctrl-D. The typist looks again five times a second, and takes what comes later. Of
-a file, and of a pipe that has no name, it says once that nothing more is taken.
+terminal at each Ctrl-D. The typist looks again five times a second, and takes lines that come
+later. Of a file, and of a pipe that has no name, the typist says once that nothing more is taken.
 
-**What belongs to somebody else** is not read. A job in the background that reads from the terminal
-is stopped by the signal SIGTTIN. We ignore that signal, and then the read is an error (EIO)
-instead. A terminal that does not hand out whole lines is in use by a program such as a pager, which
-would miss the keys that we take. In both cases the typist looks again five times a second. The
-terminal tells nobody when it changes hands.
+**A terminal that somebody else uses** is not read. A job in the background that reads from the
+terminal is stopped by the signal SIGTTIN. We ignore that signal, and then the read is an error
+(EIO) instead. A terminal that does not hand out whole lines is in use by a program such as a pager,
+which would miss the keys that we take. In both cases the typist looks again five times a second.
+The terminal tells nobody when it changes hands.
 
 **How it ends.** Each of the three is a context manager, which is left after the peer has gone. The
-typist takes what lies ready in stdin, at most 1 MiB, because `yes` never ends. The printer prints
-what was stored until then. Neither can keep the program from ending: the threads are daemons, they
-hold no lock of Python's own file objects, and a printer that makes no progress is not waited for.
+typist takes all that lies ready in stdin, but at most 1 MiB, because `yes` never ends. The printer
+prints all that was stored until then. Neither can keep the program from ending: the threads are
+daemons, they hold no lock of Python's own file objects, and a printer that makes no progress is not
+waited for.
 
 On Windows stdin cannot be asked whether there is something to read. There the typist just reads,
 and takes nothing more at the end.
@@ -60,8 +61,7 @@ from .files import Lines, Patient
 
 # Bytes that are read from stdin at once.
 READ_BYTES = 64 * 1024
-# Bytes that are taken of stdin at the end. It is the most that a pipe can hold on Linux, see
-# pipe(7).
+# Bytes that are taken of stdin at the end: the most that a pipe can hold on Linux, see pipe(7).
 LAST_BYTES = 1024 * 1024
 # How many messages may wait to be written.
 MAX_MESSAGES = 1000
@@ -70,8 +70,8 @@ MAX_MESSAGES = 1000
 LOOK = 0.2
 # Seconds between two tries to write to a disk that is full.
 RETRY = 1.0
-# At the end, an output that takes nothing for so many seconds is given up, and so is one that needs
-# more than four times as long in all.
+# At the end, an output that takes nothing for so many seconds is given up, and so is an output that
+# needs more than four times as long in all.
 PATIENCE = 0.5
 
 logger = logging.getLogger("scuttleup")
@@ -80,7 +80,7 @@ logger = logging.getLogger("scuttleup")
 class _Output:
     """A file that may be slow, stdout or stderr, and the thread that writes to it.
 
-    A class below this one says in `_run` what the thread writes, and in `_end` what makes it end.
+    A subclass says in `_run` what the thread writes, and in `_end` how that ends.
     """
 
     def __init__(self, name: str, stream: Any) -> None:
@@ -103,7 +103,7 @@ class _Output:
         raise NotImplementedError
 
     def _write(self, text: str) -> None:
-        """Write it. Try again as long as that may help: see "What can be wrong" above."""
+        """Write `text`. Try again as long as that may help: see "A fault of an output" above."""
         if self._file is None:
             print(text, end="", file=self._out, flush=True)
             return
@@ -136,11 +136,12 @@ class _Output:
 
 
 class Printer(_Output):
-    """Prints what is stored from now on, except what this peer appends: that was typed here.
+    """Prints the entries that are stored from now on, but for those that were typed here.
 
-    It fails the `ending` if the database cannot be read. Leaving the `with` prints what was stored
-    until then. If the printer is `patient`, it waits for a slow reader of stdout until a signal
-    comes. Otherwise, and then, it waits only while there is progress, and for two seconds at most.
+    It fails the `ending` if the database cannot be read. Leaving the `with` prints all that was
+    stored until then. A `patient` printer waits for a slow reader of stdout until a signal comes.
+    After that, and if not `patient`, it waits only while there is progress, and for two seconds at
+    most.
     """
 
     def __init__(self, logs: Scuttleup, ending: Ending, *, patient: bool) -> None:
@@ -156,10 +157,10 @@ class Printer(_Output):
         return self._logs.create_read_stream(since=self._printed, live=live, value_encoding="utf-8")
 
     def _run(self) -> None:
-        """Print what comes until the stream is closed, and then what is left."""
+        """Print entries as they come until the stream is closed, and then those that are left."""
         try:
             self._print(self._stream)
-            # The stream was closed. What it had not come to yet is in the database.
+            # The stream was closed. Entries that it had not come to yet are in the database.
             self._print(self._follow(live=False))
         except ScuttleupError as error:
             self._ending.fail(error)
@@ -180,8 +181,8 @@ class Printer(_Output):
 class Typist:
     """Appends the lines that are typed, or that come from stdin in another way.
 
-    It fails the `ending` if the database fails. It tells any other error, and takes nothing more
-    after that. It also tells the end of stdin, unless a signal has come.
+    It fails the `ending` if the database fails. Any other error is told, and then nothing more is
+    taken. The end of stdin is told, too, unless a signal has come.
     """
 
     def __init__(self, logs: Scuttleup, ending: Ending) -> None:
@@ -224,10 +225,10 @@ class Typist:
             pass
 
     def _read(self) -> bytes | None:
-        """What comes next; b"" at the end of stdin, None when there is no more before we end."""
+        """The next bytes; b"" at the end of stdin, None when there is no more before we end."""
         if sys.platform == "win32":
             return self._stdin.read(READ_BYTES)
-        # Imported here, because on Windows it knows nothing but sockets.
+        # Imported here, because on Windows `select` knows nothing but sockets.
         from select import select
 
         while True:
@@ -252,8 +253,8 @@ class Typist:
     def _goes_on(self) -> bool:
         """Whether more can come of a stdin that is at its end: of a terminal, and of a FIFO.
 
-        A FIFO has a name, by which somebody may open it again. Pipes without names lie on a device
-        of their own.
+        A FIFO has a name, by which somebody may open that again. Pipes without names lie on a
+        device of their own.
         """
         stdin = os.fstat(0)
         is_fifo = stat.S_ISFIFO(stdin.st_mode) and stdin.st_dev != os.fstat(self._end).st_dev
@@ -271,16 +272,16 @@ class Typist:
 
 
 class Messages(_Output):
-    """Writes to stderr what is logged. Leaving the `with` writes what was logged until then.
+    """Writes messages of the logger "scuttleup", whose level it sets to INFO, to stderr.
 
-    It sets the logger "scuttleup" to the level INFO.
+    Leaving the `with` writes those that came until then.
     """
 
     def __init__(self) -> None:
         super().__init__("stderr", sys.stderr)
-        # What returns the text that `show` repeats, if there is any.
+        # Returns the text that `show` repeats, if there is any.
         self._figure: Callable[[], str] | None = None
-        # What waits to be written; None says that nothing more comes.
+        # The texts that wait to be written; None says that nothing more comes.
         self._queue: queue.Queue[str | None] = queue.Queue(MAX_MESSAGES)
         self._handler = logging.Handler()
         # The logger calls this, from any thread.
@@ -291,7 +292,7 @@ class Messages(_Output):
         logger.setLevel(logging.INFO)
 
     def show(self, figure: Callable[[], str]) -> None:
-        """Show what `figure` returns, again and again. What comes next is written over it."""
+        """Show the text of `figure` again and again. The next text is written over that."""
         self._figure = figure
         self._put(figure() + "\r")
 
@@ -301,7 +302,7 @@ class Messages(_Output):
             self._queue.put_nowait(text)
 
     def _run(self) -> None:
-        """Write what is queued, and the figure while nothing is."""
+        """Write the texts that are queued, and the figure while there is none."""
         while True:
             try:
                 text = self._queue.get(timeout=LOOK if self._figure else None)
@@ -317,7 +318,7 @@ class Messages(_Output):
 
 
 def _read_now(stdin: FileIO) -> bytes | None:
-    """What is there to read; None if another program was faster or uses the terminal now."""
+    """All that is there to read; None if another program was faster or uses the terminal now."""
     if sys.platform != "win32" and stdin.isatty():
         # Imported here, because Windows does not have it.
         import termios
