@@ -1,8 +1,8 @@
 """The frames of the wire, byte for byte those of the original.
 
 A frame is the length of a message, as a varint, and then the message. A frame of length 0 is
-skipped. The first message of each side is a Handshake, every later one a Change, both in Protocol
-Buffers (proto2):
+skipped. The first message of each side is a Handshake, every later message a Change, both in
+Protocol Buffers (proto2):
 
     message Handshake {
       required string id = 1;
@@ -15,7 +15,7 @@ Buffers (proto2):
     enum Mode { SYNC = 1; PUSH = 2; PULL = 3; }
 
 If both handshakes have `reports`, which the original does not know and skips, a message may also be
-a Report. Its first field tells it from a Change, which has no such number:
+a Report. The first field tells a Report from a Change, which has no such number:
 
     message Report {
       optional uint64 taken = 1001;
@@ -34,8 +34,8 @@ a Report. Its first field tells it from a Change, which has no such number:
 The source for the encoding is https://protobuf.dev/programming-guides/encoding/. As there, fields
 come in any order, the last one of a kind counts, and unknown fields are skipped. A known number
 with another wire type is unknown, too. Here, and not there, these are errors: a seq that is too
-large for its type, text that is not UTF-8, a group (the original refuses it as well), a Change of
-more than 1,000 fields, and a Change where the Handshake should be.
+large for its type, text that is not UTF-8, a group (which the original refuses as well), a Change
+of more than 1,000 fields, and a Change where the Handshake should be.
 
 For example, peer `foobar`, which has two entries, begins with these two frames. The lengths, the
 tags and the numbers are in hex here:
@@ -49,22 +49,22 @@ length before them.
 Theory of operation
 -------------------
 
-A remote chooses how large its messages are, so a `Decoder` keeps as little of them as it can:
+A remote chooses how large its messages are, so a `Decoder` keeps as little of them as possible:
 
-* A Change is kept until all of it is there, because its entry is wanted in one piece. The largest
+* A Change is kept until all of it is there, because the entry is wanted in one piece. The largest
   has 16 MiB.
-* A larger Change is not kept. Its fields are read as they come and dropped, but for the peer and
+* A larger Change is not kept. All fields are read as they come and dropped, but for the peer and
   the number: whoever receives has to know in which log an entry is missing now.
 * A Handshake is read as it comes, too, a digest at a time. So it may be of any size, and costs as
   much as the receiver keeps of the digests.
 
-At most MAX_FIELD bytes are kept of a field that is read as it comes. That is enough for every peer
-id and every digest that can be valid, so a field that had to be cut off is known to be invalid.
+At most MAX_FIELD bytes are kept of a field that is read in parts. That is enough for every peer id
+and every digest that can be valid, so a field that had to be cut off is known to be invalid.
 
 So a `Decoder` remembers little between two calls: the bytes that have come and were not read, which
-are less than one frame that is kept, and the state of at most one message that is read as it comes.
-A frame begins exactly where the one before has ended, so a `Decoder` that has raised an error can
-never find the next frame: its user gives up the connection.
+are less than one frame that is kept, and the state of at most one message that is read in parts. A
+frame begins exactly where the frame before has ended, so a `Decoder` that has raised an error can
+never find the next frame: the connection is given up.
 
 Most changes follow the one before in the same log, and most messages have their fields in the usual
 order. Both kinds are decoded by a comparison with the bytes expected. Everything else takes
@@ -88,8 +88,7 @@ Mode = Literal["sync", "push", "pull"]
 MODES: tuple[Mode, ...] = ("sync", "push", "pull")
 # The most fields that a Change may have. A look through a hostile Change of 16 MiB took 14 s.
 _MAX_FIELDS = 1000
-# The most bytes that are read of a field before its bytes, if it has any: a tag of 5 bytes and a
-# number of 10.
+# The most bytes that are read of a field before its contents: a tag of 5 bytes and a number of 10.
 _MAX_PREFIX = 5 + 10
 # How many digests are encoded at once. This takes less than 1 ms and at most 270 KiB.
 _DIGESTS = 1000
@@ -120,21 +119,21 @@ class Refusal(NamedTuple):
 
 
 class Report(NamedTuple):
-    """How far one side has come with the changes of the other, and with its own."""
+    """How far a side has come with the changes of the other side, and with its own."""
 
     # How many changes came.
     taken: int = 0
     # How many of them are not in the log here, and how many are of logs that are not wanted here.
     lost: int = 0
     unwanted: int = 0
-    # Whether all was sent that the other side lacked at its handshake.
+    # Whether all was sent that the other side lacked at the handshake.
     complete: bool = False
     # The logs that are left out and were not named before.
     refused: tuple[Refusal, ...] = ()
 
 
 def encode_handshake(id: str, head: Mapping[str, int], mode: str, reports: bool = False) -> bytes:
-    """The frame of a Handshake, in one piece.
+    """The frame of a Handshake, as a whole.
 
     `id` is who speaks, `head` has the last number of every log that they hold, and `mode` is one of
     MODES.
@@ -146,7 +145,7 @@ def encode_handshake(id: str, head: Mapping[str, int], mode: str, reports: bool 
 
 
 def handshake_pieces(id: str, head: Mapping[str, int], mode: str, reports: bool) -> Iterator[bytes]:
-    """The same frame in pieces, so that a long one can be made and sent in turns.
+    """The same frame in pieces, so that a long frame can be made and sent in turns.
 
     Each piece but the last has 1,000 digests. The ids have to be valid.
     """
@@ -172,7 +171,7 @@ def digests_size(head: Mapping[str, int]) -> int:
     The length stands before the frame, so nothing can be sent without the length. Loops in C
     compute the length in a tenth of the time that the encoding takes.
     """
-    # A digest takes five bytes more than the peer and the number where both lengths take one byte.
+    # A digest takes five bytes more than the peer and the number where both lengths take a byte.
     # They do for each id of up to 57 characters, because none of these takes more than two bytes.
     seqs = sum(bytes(map(int.bit_length, head.values())).translate(_VARINT_SIZES))
     size = len("".join(head).encode()) + seqs + 5 * len(head)
@@ -220,7 +219,7 @@ def encode_changes(peer: str, first: int, entries: Iterable[bytes]) -> bytes:
 
 def _change_prefixes(peer: str, seq: int) -> Iterator[bytes]:
     """The beginnings of the Changes of `peer`, from number `seq` on: all up to the entry's size."""
-    # Up to 128 prefixes in a row differ in one byte alone, because the first byte of a varint has
+    # Up to 128 prefixes in a row differ in a single byte, because the first byte of a varint has
     # the lowest 7 bits.
     before_seq = _string(1, peer) + b"\x10"
     while seq <= MAX_SEQ:
@@ -257,7 +256,7 @@ class Decoder:
         self._max_frame = max_entry + MAX_FRAME - MAX_ENTRY
         # The bytes that have come and were not read yet.
         self._buffer = bytearray()
-        # The message that is read as it comes, if there is one.
+        # The message that is read in parts, if there is any.
         self._coming: _Coming | None = None
         # The fields of that message that were read, by their numbers.
         self._found: dict[int, Any] = {}
@@ -316,7 +315,7 @@ class Decoder:
         """The changes that have come, in runs: (peer, first number, entries).
 
         A run ends at a gap, before a change of another log, and where the bytes that have come end.
-        A run without entries stands for one change of that number whose entry is too large.
+        A run without entries stands for a single change of that number whose entry is too large.
         """
         while True:
             if self._coming is None:
@@ -333,14 +332,14 @@ class Decoder:
             yield self._found[1], self._found[2], []
 
     def _whole_changes(self) -> Iterator[tuple[str, int, list[bytes]]]:
-        """The changes that are all there, up to one that is too large to be kept."""
+        """The changes that are all there, up to a change that is too large to be kept."""
         # Two bytes more than have come let `_read_on` look ahead at the end.
         pos, size, most = 0, len(self._buffer), self._max_frame
         start, end = self._frame(pos)
         buffer = b"".join((self._buffer, b"\0\0")) if end <= size else b""
         while end <= size and end - start <= most:
             pos = end
-            # A first field with a number from 1001 to 1005 has these two bytes as its tag.
+            # A first field with a number from 1001 to 1005 has these two bytes as tag.
             if start < end and 0xC8 <= buffer[start] < 0xF0 and buffer[start + 1] == 0x3E:
                 self.reports.append(buffer[start:end])
             elif start < end:
@@ -351,11 +350,11 @@ class Decoder:
                 begins = buffer[start : start + 2 + buffer[start + 1]]
                 if len(entry) > self._max_entry:
                     entries = []
-                # Before it stands its length, which takes one byte or two.
+                # The length stands before that, and takes one byte or two.
                 elif buffer.startswith(begins, end + 1) or buffer.startswith(begins, end + 2):
                     pos = self._read_on(buffer, pos, _change_prefixes(peer, first + 1), entries)
                 yield peer, first, entries
-            # What `_frame` does, in line for a length of one byte.
+            # The same as `_frame` does, in line for a length of one byte.
             if pos < size and buffer[pos] < 0x80:
                 start, end = pos + 1, pos + 1 + buffer[pos]
             else:
@@ -370,9 +369,9 @@ class Decoder:
     ) -> int:
         """Add the entries of the Changes that begin with `prefixes`, and return where they end.
 
-        The first bytes of a Change that follows the one before are known, so a comparison decodes
-        the Change: 0.4 µs instead of 2 µs. Lengths of one byte or two, the usual ones, are read in
-        line. Where anything is unusual this stops, and the general way goes on.
+        The first bytes of a Change that follows the Change before are known, so a comparison
+        decodes the Change: 0.4 µs instead of 2 µs. Lengths of one byte or two, the usual ones, are
+        read in line. Where anything is unusual this stops, and the general way goes on.
         """
         # The caller has added two bytes at the end of the buffer, which have not come.
         size, limit = len(buffer) - 2, self._max_entry
@@ -393,7 +392,7 @@ class Decoder:
             if length > 0x7F:
                 length += (buffer[at] << 7) - 0x80
                 at += 1
-            # The entry must end where the message does. That is never so if its length takes three
+            # The entry must end where the message does. That is never so if the length takes three
             # bytes.
             if at + length != end:
                 break
@@ -402,7 +401,7 @@ class Decoder:
         return pos
 
     def _begin(self, start: int, end: int) -> None:
-        """Read the message from `start` to `end`, before which its length stands, as it comes."""
+        """Read the message from `start` to `end`, before which the length stands, in parts."""
         del self._buffer[:start]
         self._coming = _Coming(start, end - start)
         self._found = {}
@@ -410,8 +409,8 @@ class Decoder:
     def _frame(self, pos: int) -> tuple[int, int]:
         """Where the message of the frame at `pos` begins and ends, perhaps behind the buffer.
 
-        As long as not all of its length has come, it seems to begin at `pos`, and to end behind the
-        buffer. Raises ValueError if it is longer than MAX_SKIPPED.
+        As long as not all of the length has come, the message seems to begin at `pos`, and to end
+        behind the buffer. Raises ValueError if the message is longer than MAX_SKIPPED.
         """
         length = shift = 0
         for start in range(pos, len(self._buffer)):
@@ -427,13 +426,13 @@ class Decoder:
 
 
 class _Coming:
-    """A message that is read as it comes, because it is too large to be kept.
+    """A message that is read in parts, because the whole is too large to be kept.
 
     The bytes that can be read are taken from the buffer, and the rest is counted.
     """
 
     def __init__(self, taken: int, left: int) -> None:
-        # How many bytes of the frame were read, its length included.
+        # How many bytes of the frame were read, the length included.
         self.taken = taken
         # How many bytes of the message were not.
         self.left = left
@@ -459,7 +458,7 @@ class _Coming:
         self._skip += pos - self._drop(buffer, pos)
 
     def _drop(self, buffer: bytearray, count: int) -> int:
-        """Take so many bytes from the buffer, or all if it has fewer; return how many."""
+        """Take so many bytes from the buffer, or all if there are fewer; return how many."""
         count = min(count, len(buffer))
         del buffer[:count]
         self.taken += count
@@ -470,7 +469,7 @@ class _Coming:
 def _decode_digest(message: bytes) -> tuple[str, int]:
     """The peer and the number in a Digest. The number is 0 if the digest was cut off."""
     size = len(message)
-    # The digest was cut off, so it is too long to be valid. Only its peer is told, if that came
+    # The digest was cut off, so it is too long to be valid. Only the peer is told, if that came
     # first.
     if size == MAX_FIELD:
         length, start = _decode_varint(message, 1, 5) if message[0] == 0x0A else (0, 0)
@@ -509,7 +508,7 @@ def decode_report(message: bytes) -> Report:
 def _decode_change(buffer: bytes, start: int, end: int) -> tuple[str, int, bytes]:
     """The peer, the number and the entry in the Change from `start` to `end`."""
     # The usual order takes a third of the time like this. That matters because a hostile remote may
-    # send a change of another log each time, which no comparison with the one before can read.
+    # send a change of another log each time, which no comparison with the change before can read.
     after_peer = start + 2 + buffer[start + 1]
     if buffer[start] == 0x0A and after_peer < min(start + 0x82, end) and buffer[after_peer] == 0x10:
         last, pos = _decode_varint(buffer, after_peer + 1, min(10, end - after_peer - 1))
@@ -584,7 +583,7 @@ def _decode_varint(buffer: bytes, pos: int, most: int = 10) -> tuple[int, int]:
     Each byte has 7 bits of the number, the lowest bits first; the eighth bit says that more bytes
     follow.
     """
-    # Most numbers have one byte, and take a third of the time like this.
+    # Most numbers have a single byte, and take a third of the time like this.
     if pos < len(buffer) and buffer[pos] < 0x80:
         return buffer[pos], pos + 1
     value = shift = 0
@@ -597,21 +596,21 @@ def _decode_varint(buffer: bytes, pos: int, most: int = 10) -> tuple[int, int]:
 
 
 def _text(value: bytes) -> str:
-    """The text in a field; its beginning if it was cut off, perhaps within a character."""
+    """The text in a field; or the beginning of a field that was cut off, perhaps in a character."""
     if len(value) >= MAX_FIELD:
         return value[:MAX_FIELD].decode(errors="replace")
     return value.decode()
 
 
 def _uint32(value: int) -> int:
-    """The number `value`, if it is a uint32; else ValueError."""
+    """The number `value`, if that is a uint32; else ValueError."""
     if value > MAX_SEQ:
         raise ValueError(f"the number {value} where {MAX_SEQ} is the most")
     return value
 
 
 def _varint(value: int) -> bytes:
-    """The bytes of a number as a varint. One byte and two, the usual sizes, are made directly."""
+    """The bytes of a number as a varint. The usual sizes, one byte and two, are made directly."""
     if value < 0x80:
         return _BYTE[value]
     if value < 0x4000:
@@ -642,11 +641,11 @@ _remembered = _Lengths().__getitem__
 
 
 def _number(number: int, value: int) -> bytes:
-    """A field with a varint: its tag and the value."""
+    """A field with a varint: tag and value."""
     return _varint(number << 3) + _varint(value)
 
 
 def _string(number: int, text: str) -> bytes:
-    """A field with text: its tag, its length and its UTF-8."""
+    """A field with text: tag, length and UTF-8."""
     encoded = text.encode()
     return b"%c%b%b" % (number << 3 | 2, _varint(len(encoded)), encoded)

@@ -4,10 +4,9 @@ Theory of operation
 -------------------
 
 Each side sends its handshake at once: its id, the last number of every log that it has (its head, a
-digest a log), and its mode. With the handshake of the other side it knows every change that the
-other lacks. It sends these, log by log, and then, if it is live, every change that is stored later,
-from anywhere but this connection. The two directions do not depend on each other: nothing is asked
-for.
+digest a log), and its mode. The handshake of the other side tells which changes the other lacks.
+Each side sends these, log by log, and then, if live, every change that is stored later, from
+anywhere but this connection. The two directions do not depend on each other: nothing is asked for.
 
     GREETING ----------> EXCHANGING ----------> FINISHED        from GREETING and EXCHANGING:
              handshake              nothing left                  the logs are closed --> FINISHED
@@ -17,30 +16,30 @@ for.
 *What each side sends.* In GREETING we send our handshake. In EXCHANGING we send changes if the
 modes let us: a side in mode "pull" sends none, and a side in mode "push" gets none.
 
-*What the remote has* stands in `had`, a number for each log. The digests of the remote begin it,
-and each change that the remote sends, or that we send, raises it. The follower of our logs leaves
-out all up to these numbers. `had` is raised before the follower is asked again, so no change goes
-back to its sender.
+*The changes that the remote has* stand in `had`, as a number for each log. The digests of the
+remote give the first numbers, and each change that the remote sends, or that we send, raises a
+number. The follower of our logs leaves out all up to these numbers. `had` is raised before the
+follower is asked again, so no change goes back to its sender.
 
 *Reports.* The original acknowledges nothing. But if both handshakes say so, each side reports how
-many changes of the other it has taken, how many of them are not in its log, and which logs it
-leaves out and why; and once, that it has sent all that the other lacked. Both numbers only grow, so
-the last report counts. Heads would not do: a third peer can move a head over a gap, changes that
-then come for the gap are dropped as known, and the head says that they are there. Only if a turn
-stored fewer changes than came are the others looked up.
+many changes of the other were taken, how many of those are not in its log, and which logs are left
+out and why; and once, that all was sent that the other lacked. Both numbers only grow, so the last
+report counts. Heads would not do: a third peer can move a head over a gap, changes that then come
+for the gap are dropped as known, and the head says that they are there. Only if a turn stored fewer
+changes than came are the others looked up.
 
 *How long we wait.* A stream that is not live waits until a remote that reports is complete and has
 taken all that was sent. Time decides nothing but a standstill: for ALIVE seconds no byte came and
-none was taken. Another remote is waited for until it has kept its promises: every number of its
+none was taken. Another remote is waited for until all its promises are kept: every number of its
 digests above our heads. A promise is over when our head has reached the number, whoever brought the
 entries; when the remote has ended; when its log is left out, see below; and when nothing came for
 PROMISED seconds, because the remote may have deleted the entries. Then the promise is given up,
 which is told. A live stream waits for nothing in particular.
 
-*How it ends.* A stream that is not live is finished when it waits for nothing and has sent all that
+*How it ends.* A stream that is not live is finished when nothing is waited for and all is sent that
 the remote lacked at the handshake. A live stream goes on until the logs are closed or the remote
-ends; after the end of the remote it counts as not live. There is one exception: where the modes let
-us send, and not the remote, the end of a remote that does not report means nothing, because the
+ends; after the end of the remote the stream counts as not live. The only exception: where the modes
+let us send, and not the remote, the end of a remote that does not report means nothing, because the
 original ends its side at once in that mode and goes on listening.
 
 *A fault in a log harms that log alone.* Digests and changes go through a `Door`, which leaves such
@@ -51,7 +50,7 @@ that the modes forbid.
 
 *How much a remote can make us keep:* a number for each log in its handshake that is here or has
 room here, at the most MAX_LEFT_OUT names of other logs, a part of one message, of which `Decoder`
-tells, and an entry that it does not take. `budget.py` limits the sum of all connections.
+tells, and an entry that the remote does not take. `budget.py` limits the sum of all connections.
 """
 
 from __future__ import annotations
@@ -91,9 +90,9 @@ class Replicated(NamedTuple):
     `sent` is the number of changes that were handed to the connection, and `received` the number of
     new changes that were stored. `refused` says which logs were left out, and why, for instance
     {"far": "entry 5 has more than 16776947 bytes"}. At most MAX_NAMED logs are named. Control
-    characters of an id are escaped, and it is cut off after MAX_SHOWN characters.
+    characters of an id are escaped, and no more than MAX_SHOWN characters are shown.
 
-    `delivered` is how many of `sent` the remote says it has; None if it does not report.
+    `delivered` is how many of `sent` the remote says it has, or None if the remote does not report.
     `refused_there` says which logs the remote leaves out, and why. `given_up` is the number of logs
     of which a remote that does not report never sent all that it had promised.
     """
@@ -106,7 +105,7 @@ class Replicated(NamedTuple):
     given_up: int = 0
 
 
-# The tag of a refusal, which a report without one rarely holds.
+# The tag of a refusal, which other reports rarely hold.
 _REFUSED = b"\xda\x3e"
 
 
@@ -143,7 +142,7 @@ class Standstill:
 
 
 class ReplicationStream:
-    """One end of one replication.
+    """One end of a replication.
 
     The owner of the connection hands the bytes that come to `receive_data`, and sends the bytes
     that `data_to_send` returns. There may be more to send after each call of `receive_data`, and
@@ -193,14 +192,14 @@ class ReplicationStream:
         self._had = RemoteHad(store)
         # How many logs the remote has named.
         self._digests = 0
-        # The numbers of the remote above our heads, up to which it is going to send. Empty if we
-        # are live.
+        # The numbers of the remote above our heads, up to which the remote is going to send. Empty
+        # if we are live.
         self._promised: dict[str, int] = {}
         # Whether more was promised than could be remembered.
         self._promised_more = False
         # The last number that the remote sent of each log in its handshake. Empty if we are live.
         self._came: dict[str, int] = {}
-        # This goes up whenever the remote sends more entries that it has promised.
+        # This goes up whenever the remote sends more of the promised entries.
         self._progress = 0
         # How many bytes have come since then, and in all.
         self._bytes_without_progress = self._bytes = 0
@@ -212,7 +211,7 @@ class ReplicationStream:
         # The logs that were left out, in either direction, as they are shown, and why.
         self._refused: dict[str, str] = {}
 
-        # The last report of the remote; None if it does not report.
+        # The last report of the remote; None if there are none.
         self._there: Report | None = None
         self._refused_there: dict[str, str] = {}
         # How many refusals of the remote were read.
@@ -247,9 +246,9 @@ class ReplicationStream:
         self._sent = self._received = 0
 
     def _greet(self) -> Iterator[bytes]:
-        """Our handshake, in pieces, without the logs that do not fit into it.
+        """Our handshake, in pieces, without the logs that do not fit.
 
-        Those are left out with one warning. Only a database that the original filled has so many
+        Those are left out with a warning. Only a database that the original filled has so many
         logs.
         """
         heads = self._store.heads.copy()
@@ -265,7 +264,7 @@ class ReplicationStream:
 
     @property
     def remote_id(self) -> str | None:
-        """The id of the remote, once it has said it. It may be one that no log can have."""
+        """The id of the remote, once known. Perhaps no log can have this id."""
         return self._remote.id if self._remote else None
 
     @property
@@ -279,7 +278,7 @@ class ReplicationStream:
 
     @property
     def lost_there(self) -> int:
-        """How many of the changes that we sent the remote says it has not got, and wanted."""
+        """How many of the changes that we sent the remote says it wanted and lacks."""
         return self._there.lost if self._there else 0
 
     @property
@@ -343,7 +342,7 @@ class ReplicationStream:
             return not (self.complete or self._ended)
         heads, promised = self._store.heads, self._promised
         # A promise that our head has reached is over, no matter who brought the entries. The last
-        # promise is looked at, and the promise before it only if that is over. So this costs next
+        # promise is looked at, and the promise before only if the last is over. So this costs next
         # to nothing. `popitem` alone finds the last item of a dict that shrinks at once.
         while promised:
             peer, seq = promised.popitem()
@@ -408,13 +407,13 @@ class ReplicationStream:
         """Say how much is kept because of the remote, and ask whether more names may be."""
         self._bytes_unsaid, self._is_full = 0, self._holding.is_full
         names = max(len(self._had.others), len(self._promised) + len(self._came))
-        # A view keeps all that it is a part of.
+        # A view keeps the whole that it is a part of.
         whole = self._outgoing.obj if isinstance(self._outgoing, memoryview) else b""
         self._holding.hold(names + self._door.names, self._decoder.kept + memoryview(whole).nbytes)
 
     @property
     def dropped(self) -> bool:
-        """Whether this connection is to end, because it holds the most of all."""
+        """Whether this connection is to end, because no other holds more."""
         return self._holding.dropped
 
     def _end_dropped(self) -> NoReturn:
@@ -436,15 +435,16 @@ class ReplicationStream:
             return b"" if complete_is_said or (self.hold_reports and self._live) else self._report()
         peer, first, entries = run
         if len(entries[-1]) > MAX_ENTRY:
-            # No remote takes such an entry, which only the original stores. It is the last of its
-            # run, as it is larger than a run. Its log is sent no further on this connection.
+            # No remote takes such an entry, which only the original stores. It is larger than a
+            # run, so nothing comes after it in this run. The log is sent no further on this
+            # connection.
             self._had[peer] = MAX_SEQ
             entries = entries[:-1]
             seq = first + len(entries)
             self._tell_left_out(peer, f"entry {seq} has more than {MAX_ENTRY} bytes: not sent")
         self._sent += len(entries)
-        # If nothing of the run can be sent, an empty frame goes out instead. It says nothing to the
-        # remote, but b"" would say here that there is no more.
+        # If nothing of the run can be sent, an empty frame goes out instead. That says nothing to
+        # the remote, but b"" would say here that there is no more.
         return encode_changes(peer, first, entries) or b"\0"
 
     @property
@@ -476,7 +476,7 @@ class ReplicationStream:
 
     @property
     def last_words(self) -> bytes:
-        """After a ProtocolError: what became of the remote's changes before that, if it reports."""
+        """After a ProtocolError: the last report for a remote that reports; else b""."""
         return self._report() if self.between_frames else b""
 
     # --- Receiving ---
@@ -512,7 +512,8 @@ class ReplicationStream:
             if self._remote is not None:
                 self._receive_changes()
         except ValueError as error:
-            # The text is kept short. A remote chooses a part of it, and it goes to a log file.
+            # The text is kept short. A remote chooses a part of that text, which goes to a log
+            # file.
             raise ProtocolError(f"{error!s:.300}") from error
         self._bytes_unsaid += len(data)
         if self._bytes_unsaid >= limits.HOLD_STEP:
@@ -557,7 +558,7 @@ class ReplicationStream:
     def _receive_changes(self) -> None:
         """Take the changes that have come, store them, and name the logs that are left out.
 
-        It calls few functions, because each change may be of another log: some 5,000 in a turn.
+        Few functions are called, because each change may be of another log: some 5,000 in a turn.
         """
         runs: list[Run] = []
         came = 0
@@ -580,7 +581,7 @@ class ReplicationStream:
                 if entries and notes_promises:
                     self._note_progress(peer, first, first + len(entries) - 1)
         finally:
-            # This happens after an error, too: what came before it is stored.
+            # This happens after an error, too: the changes before that are stored.
             if runs:
                 new, stored, verdicts = self._door.admit(runs)
                 self._received += new
@@ -592,7 +593,7 @@ class ReplicationStream:
                     if unwanted:
                         more = sum(len(it[2]) or 1 for it in runs if it.peer in unwanted)
                         self._lost, self._unwanted = self._lost - more, self._unwanted + more
-        # Our follower is asked only after this, so it sends nothing back. The numbers of logs that
+        # Our follower is asked only after this, so nothing is sent back. The numbers of logs that
         # are left out are not raised: the remote gets from us the entries of these that it lacks,
         # and another remote can send us the entries that are missing here.
         had, heads = self._had, self._store.heads
@@ -623,7 +624,7 @@ class ReplicationStream:
         return self._door.count(known)
 
     def _note_progress(self, peer: str, first: int, last: int) -> None:
-        """Note changes that the remote promised, and that it sends for the first time.
+        """Note changes that the remote promised, and now sends for the first time.
 
         Known ones count, too, because others may have brought them.
         """
@@ -631,7 +632,8 @@ class ReplicationStream:
         is_here = peer in self._store.heads
         named = had.get(peer, 0) if is_here else had.others.get(peer, 0)
         if last >= named:
-            # All of it has come. To wait for the head would be to find all of these later, at once.
+            # All of that log has come. To wait for the head would be to find all of these later, at
+            # once.
             self._promised.pop(peer, None)
         if first <= named and last > self._came.get(peer, 0):
             self._came[peer] = last
@@ -694,7 +696,7 @@ class ReplicationStream:
                 raise ConnectionLost("the remote left before all was exchanged")
             self._ended, self._live = True, False
         # A remote that never sends changes may end its side at once and go on listening, as the
-        # original does. Any other remote is about to leave, but is still sent all that it lacks.
+        # original does. Any other remote is about to leave, but still gets all that it lacks.
         if self._receives or not self._sends:
             self._live = False
 
@@ -723,7 +725,7 @@ class ReplicationStream:
         if seq is not None:
             proof = b""
             if peer == self.remote_id and reason == f"fork at {seq}":
-                # Our entry before that one is not the one that its author has signed.
+                # The author has signed another entry than ours before that one.
                 seq, proof = seq - 1, self._door.proof(peer, seq - 1)
             why = reason[: limits.MAX_REASON]
             self._to_name.append(Refusal(peer[: limits.MAX_PEER], seq, why, proof))
@@ -760,7 +762,7 @@ class ReplicationStream:
         ConnectionLost, because the remote may have been stopped.
 
         A stream that is not live gives up a remote that reports, with ConnectionLost, if nothing
-        came for ALIVE seconds. It gives up the promises of another remote when none was kept for
+        came for ALIVE seconds. The promises of another remote are given up when none was kept for
         PROMISED seconds, and longer if there are many logs to look through: look at `finished`
         after this. The seconds begin anew with a promised change that the remote had not sent
         before, and with each byte of a change that is not complete, up to the size of one frame.
