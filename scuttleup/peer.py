@@ -51,8 +51,8 @@ thousand a second. From Python 3.12 on, that server also waits at its end until 
 connected have left.
 
 `Peer` prints nothing. The logger "scuttleup" gets a line for each event. The same event is told
-once a minute and then with a count (see `events.py`), so a log file grows by some lines a minute
-whatever strangers do.
+once a minute and then with a count (see `notes/events.py`), so strangers can make a log file grow
+by no more than some lines a minute.
 """
 
 from __future__ import annotations

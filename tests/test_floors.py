@@ -54,6 +54,19 @@ def test_every_file_has_its_place_in_the_order_of_reading() -> None:
     assert sorted(ORDER) == sorted(file for file in FILES if "__" not in file)
 
 
+def test_every_file_has_its_tests_in_the_map_of_tests() -> None:
+    text = (ROOT / "tests" / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?) \| (`test_.*) \|$", text, re.M)
+    named = {name for modules, _ in rows for name in re.findall(r"`([\w/]+)`", modules)}
+    rooms = {name for name in named if name.endswith("/")}
+    files = {f"{name}.py" for name in named - rooms} | {
+        file for file in ORDER if f"{file.rpartition('/')[0]}/" in rooms
+    }
+    assert files == set(ORDER)
+    for _, tests in rows:
+        assert all((ROOT / "tests" / name).exists() for name in re.findall(r"`(\w+\.py)`", tests))
+
+
 @pytest.mark.parametrize("file", sorted(FILES))
 def test_a_file_knows_only_the_files_below_it(file: str) -> None:
     """So there are no cycles: neither among those for type checkers, nor among late imports."""
