@@ -22,7 +22,7 @@ from scuttleup.deleting import delete
 from scuttleup.follower import Had
 from scuttleup.leveldb import Database
 from scuttleup.limits import MAX_ENTRY
-from scuttleup.replication import Door
+from scuttleup.replication import write
 from scuttleup.replication.had import RemoteHad
 from scuttleup.store import Store
 
@@ -109,12 +109,12 @@ class Followers(RuleBasedStateMachine):
         if fault:
             setattr(self.fake, fault, binding.IOError(b"IO error: refused"))
             with pytest.raises(DatabaseError, match="refused"):
-                Door(self.store).write(batch)
+                write(self.store, batch)
             setattr(self.fake, fault, None)
             if fault == "after":
                 self.doubt = new
         else:
-            assert Door(self.store).write(batch) == len(new)
+            assert write(self.store, batch) == len(new)
             self.stored(new)
 
     def settle(self) -> None:
@@ -201,7 +201,7 @@ def test_who_does_not_read_holds_nothing_and_200_000_logs_are_read_once(db: Any)
     names = [f"{number:06}" for number in range(200_000)]
     random.Random(1).shuffle(names)
     for first in range(0, len(names), 1000):
-        Door(store).write([Run(name, 1, [b""]) for name in names[first : first + 1000]])
+        write(store, [Run(name, 1, [b""]) for name in names[first : first + 1000]])
     for reader in readers:
         follower = reader.follower
         assert (follower._runs, len(follower._had), list(follower._spans or [])) == ([], 0, [])
@@ -223,6 +223,6 @@ def test_a_log_in_any_place_is_found_by_who_has_fallen_behind(
     reader = Reader(store, Had(), {}, snapshot=False, live=True)
     store.append(b"")
     assert reader.follower.read() == Run("us", 1, [b""])
-    Door(store).write([Run(peer, 1, [b""]) for peer in "abcdefgh"])
+    write(store, [Run(peer, 1, [b""]) for peer in "abcdefgh"])
     store.heads["us"] = store.heads.pop("us")  # the log that was there first stands last
     assert sorted(run.peer for run in iter(reader.follower.read, None)) == [*"abcdefgh"]

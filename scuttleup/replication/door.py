@@ -155,22 +155,6 @@ class Door:
             self.left_out.update(verdict.peer for verdict in verdicts if verdict.seq)
         return count, approved, verdicts
 
-    def write(self, runs: Iterable[Run], sync: bool | None = None) -> int:
-        """Store `runs` in one batch, all or none; return how many entries were new.
-
-        Raises ValueError, which names every log with a fault.
-        """
-        store = self._store
-        store.refuse_nested()
-        with store.database.writes, store.database:
-            store.settle()
-            approved, verdicts = self._decide(runs, compares=False)
-            if verdicts:
-                if store.is_signed:
-                    self._note_fork(verdicts, "by write")
-                raise ValueError("; ".join(f"{peer!r}: {why}" for peer, _, why in verdicts))
-            return store.commit(approved, sync)
-
     def count(self, ranges: Iterable[tuple[str, int, int]]) -> int:
         """How many of the entries in `ranges`, each (peer, first, last), are here."""
         count = 0
@@ -379,9 +363,18 @@ def runs_of(changes: Iterable[tuple[str, int, Any]], encode: Callable[[Any], byt
     return runs
 
 
-def write(store: Store, runs: list[Run], sync: bool | None) -> int:
-    """Store what a program hands in, all or none; return how many entries were new.
+def write(store: Store, runs: list[Run], sync: bool | None = None) -> int:
+    """Store in one batch what a program hands in, all or none; return how many entries were new.
 
     Raises ValueError, which names every log with a fault.
     """
-    return Door(store).write(runs, sync)
+    door = Door(store)
+    store.refuse_nested()
+    with store.database.writes, store.database:
+        store.settle()
+        approved, verdicts = door._decide(runs, compares=False)
+        if verdicts:
+            if store.is_signed:
+                door._note_fork(verdicts, "by write")
+            raise ValueError("; ".join(f"{peer!r}: {why}" for peer, _, why in verdicts))
+        return store.commit(approved, sync)
