@@ -11,7 +11,7 @@ Nothing is remembered here beside the options. The state of the logs lies in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from os import PathLike, fsdecode, urandom
 from os.path import exists
@@ -46,8 +46,8 @@ def open(
     id: str | None = None,
     value_encoding: ValueEncoding = "binary",
     sync: bool = False,
-    verify: Verify = None,
-    accept: Accept = None,
+    verify: Callable[[Change], bool] | None = None,
+    accept: Callable[[str], bool] | Container[str] | None = None,
     signed: bool = False,
     only_signed: bool = False,
     key: bytes | None = None,
@@ -161,8 +161,8 @@ class Scuttleup:
         id: str | None = None,
         value_encoding: ValueEncoding = "binary",
         sync: bool = False,
-        verify: Verify = None,
-        accept: Accept = None,
+        verify: Callable[[Change], bool] | None = None,
+        accept: Callable[[str], bool] | Container[str] | None = None,
         only_signed: bool = False,
         key: bytes | None = None,
         max_entry: int = MAX_ENTRY,
