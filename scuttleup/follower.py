@@ -200,8 +200,10 @@ class Follower:
             peer, last = self._span
             if self._after < last:
                 # Entries that the reader has had are left out, wherever they came from.
-                after = max(self._after, had.get(peer, 0))
-                if after >= last:
+                after = had.get(peer, 0)
+                if after < self._after:
+                    after = self._after
+                elif after >= last:
                     self._after = after
                     continue
                 runs, after = read_runs(db, peer, after, last)

@@ -585,6 +585,7 @@ class ReplicationStream:
             if runs:
                 new, stored, verdicts = self._door.admit(runs)
                 self._received += new
+                self._had.give_rows([run.peer for run in stored])
                 for peer, seq, reason in verdicts:
                     self._promised.pop(peer, None)
                     self._tell_left_out(peer, reason, seq)
@@ -602,8 +603,10 @@ class ReplicationStream:
             last = min(first + len(taken) - 1, heads.get(peer, 0))
             if last > 0:
                 row = rows.get(peer, MAX_SEQ)
-                if row >= len(numbers) or peer in others:
+                if row >= len(numbers):
                     row = had.row(peer)
+                elif peer in others:
+                    last = max(last, others.pop(peer))
                 if last > numbers[row]:
                     numbers[row] = last
         if self._decoder.reports:
