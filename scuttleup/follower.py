@@ -200,10 +200,8 @@ class Follower:
             peer, last = self._span
             if self._after < last:
                 # Entries that the reader has had are left out, wherever they came from.
-                after = had.get(peer, 0)
-                if after < self._after:
-                    after = self._after
-                elif after >= last:
+                after = max(self._after, had.get(peer, 0))
+                if after >= last:
                     self._after = after
                     continue
                 runs, after = read_runs(db, peer, after, last)
