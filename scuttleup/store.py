@@ -7,9 +7,8 @@ Everything that a process does with one database goes through one `Store`. It ma
 
 *Numbers.* The entries of our own log get the numbers 1, 2, 3, …, without a gap, and no number is
 given out twice. The next number is our head plus one. A head is the last number that was ever
-stored of a log. The key of the newest entry itself records the head. When that entry is deleted,
-the same batch writes the head under another key. So a head never goes back, not at the next opening
-either.
+stored of a log. The key of the newest entry itself records the head, and whoever deletes that entry
+keeps the head (see `deleting/`). So a head never goes back, not at the next opening either.
 
 *Heads.* `heads` holds every head, in memory. The heads are read from the keys at opening and move
 only after LevelDB has the entries. A write therefore goes: decide the numbers, hand the batch to

@@ -116,6 +116,7 @@ def test_no_value_of_a_call_is_taken_for_an_error(tmp_path: Path) -> None:
         ({"max_entry": 5}, "max_entry="),
         ({"signed": True}, "signed=False"),
         ({"verify": bool}, "verify=None"),
+        ({"accept": set()}, "accept=None"),
         ({"key": b"s" * 32}, "cannot be used with another one"),
     ],
 )

@@ -102,8 +102,9 @@ class SharedStore:
         self._link = self._connect(seconds)
         self.id: str = self._about["id"]
         for name, value in given.items():
-            default = value in (None, False, limits.MAX_ENTRY)
-            if not default and value != (theirs := self._about.get(name)):
+            default = limits.MAX_ENTRY if name == "max_entry" else None
+            is_default = value is None or value is False or value == default
+            if not is_default and value != (theirs := self._about.get(name)):
                 self._link.end()
                 other = "another one" if name == "key" else f"{value!r}"
                 raise ScuttleupError(
