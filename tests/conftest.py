@@ -31,6 +31,9 @@ settings.register_profile(
 )
 settings.load_profile("unhurried")
 
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would each command.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TEST_SECONDS = 60  # that a coroutine test may take; most take a moment
 test_time = asyncio.Timeout(None)  # of the coroutine test that runs
 
