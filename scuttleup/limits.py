@@ -81,9 +81,6 @@ MAX_NAMED = 20
 MAX_SHOWN = 64
 # Characters that are shown of a remote's reason for leaving out a log. Ours are shorter.
 MAX_REASON = 120
-# How many changes of one turn are looked up, if some of the turn were not new, so that a report can
-# say which of them are here. That takes 4 ms. The rest of such a turn is reported as lost.
-LOOK_UPS = 1000
 # Characters of a wrong value that an error shows. A printable peer id is shown whole.
 MAX_REPR = 300
 

@@ -31,11 +31,12 @@ from typing import Any
 
 import psutil
 from leveldb import binding, open_leveldb
+from wire import encode_handshake
 
 import scuttleup
 from scuttleup import Peer, Scuttleup
 from scuttleup.keys import change_keys, log_prefix
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes
 from scuttleup.signed.signing import FIRST_LINK, Signer
 
 TESTS = Path(__file__).parent

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from leveldb import binding, open_leveldb
-from wire import MAX, MODES, cut, frame, varint
+from wire import MAX, MODES, cut, encode_handshake, frame, varint
 
 from scuttleup import Change, ConnectionLost, ProtocolError, Scuttleup
 from scuttleup.command.check import check_logs
 from scuttleup.limits import MAX_ENTRY, MAX_FRAME
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes
 from scuttleup.signed.signing import FIRST_LINK, Signer, link_after
 
 MAX_KEPT = 500  # bytes of a frame that is kept, so few that mutations reach the limit

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from commands import Command
+from wire import encode_handshake
 
 import scuttleup
 from scuttleup import Change, DatabaseError, Fork, ForkedLog, Scuttleup, ScuttleupError
 from scuttleup.command.check import check_logs
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes
 
 
 def raw(logs: Scuttleup) -> list[Change]:

@@ -9,10 +9,11 @@ from functools import partial
 
 import pytest
 from waiting import until
+from wire import encode_handshake
 
 from scuttleup import ConnectionLost, Peer, ReplicationStream, Scuttleup, limits
 from scuttleup.replication.budget import Budget
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes
 
 HELLO = encode_handshake("far", {}, "sync")
 LARGE = encode_changes("far", 1, [bytes(1_000_000)])

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 from commands import ENVIRONMENT, Command, Result, run
 from waiting import LIMIT
+from wire import encode_handshake
 
 import scuttleup
 from scuttleup.limits import MAX_ENTRY
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes
 
 if sys.platform != "win32":
     import fcntl

@@ -29,11 +29,11 @@ import pytest
 import trustme
 from leveldb import FakeDB
 from waiting import LIMIT, arrival, start, until
-from wire import HTTP, MODES, Mode, sends, tls_hello
+from wire import HTTP, MODES, Mode, encode_handshake, sends, tls_hello
 
 import scuttleup
 from scuttleup import ConnectionLost, ProtocolError, Replicated, Scuttleup, limits
-from scuttleup.replication.messages import Decoder, decode_report, encode_changes, encode_handshake
+from scuttleup.replication.messages import Decoder, decode_report, encode_changes
 from scuttleup.replication.protocol import ReplicationStream
 
 # Python warns when it collects what `replicate` has left open. Here a warning fails the test.

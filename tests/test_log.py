@@ -15,12 +15,12 @@ import pytest
 from leveldb import FakeDB
 from uses import CHANGES, USES
 from waiting import LIMIT, start
+from wire import encode_handshake
 
 import scuttleup
 from scuttleup import Change, DamagedDatabase, EntryNotFound, Scuttleup, ScuttleupError
 from scuttleup.keys import DELETED_HEADS, ID, log_prefix, pack_seq
 from scuttleup.limits import MAX_ENTRY, MAX_SEQ
-from scuttleup.replication.messages import encode_handshake
 
 
 def key(peer: str, seq: int) -> bytes:

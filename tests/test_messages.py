@@ -13,11 +13,11 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from wire import MAX, MODES, cut, frame, string, varint
+from wire import MAX, MODES, cut, encode_handshake, frame, string, varint
 
 from scuttleup.changes import expand
 from scuttleup.limits import MAX_ENTRY, MAX_FIELD, MAX_FRAME, MAX_SKIPPED
-from scuttleup.replication.messages import Decoder, encode_changes, encode_handshake
+from scuttleup.replication.messages import Decoder, encode_changes
 
 Strategy = st.SearchStrategy[Any]
 Handshake = tuple[str, dict[str, int], str]  # the id, the head and the mode

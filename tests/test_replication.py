@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leveldb import FakeDB, binding, open_leveldb
-from wire import HTTP, MODES, Mode, cut, frame, sends, string, tls_hello, varint
+from wire import HTTP, MODES, Mode, cut, encode_handshake, frame, sends, string, tls_hello, varint
 
 from scuttleup import (
     Change,
@@ -29,7 +29,7 @@ from scuttleup import (
     limits,
 )
 from scuttleup.keys import log_prefix, pack_seq
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes
 
 
 class Peer(NamedTuple):

@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import pytest
 from leveldb import binding
+from wire import encode_handshake
 
 import scuttleup
 from scuttleup import Change, ConnectionLost, ProtocolError, Scuttleup, ScuttleupError
@@ -28,7 +29,6 @@ from scuttleup.replication.messages import (
     Report,
     decode_report,
     encode_changes,
-    encode_handshake,
     encode_report,
     handshake_pieces,
 )

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leveldb import FakeDB, open_leveldb
+from wire import encode_handshake
 
 import scuttleup
 from scuttleup import Change, DamagedDatabase, Scuttleup, ScuttleupError
@@ -27,7 +28,7 @@ from scuttleup.command.check import check_logs, stray_keys
 from scuttleup.keys import DELETED_HASHES, log_prefix, pack_seq
 from scuttleup.limits import MAX_NAMED, RUN_BYTES
 from scuttleup.replication import Door
-from scuttleup.replication.messages import encode_changes, encode_handshake
+from scuttleup.replication.messages import encode_changes
 from scuttleup.signed.signing import FIRST_LINK, Signer, is_signed, link_after
 
 Backup = tuple[Path, list[Change]]

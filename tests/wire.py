@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Literal
+
+from scuttleup.replication.messages import handshake_pieces
 
 MAX = 2**32 - 1
 Mode = Literal["sync", "push", "pull"]
@@ -39,6 +41,11 @@ def frame(message: bytes) -> bytes:
 def string(number: int, text: bytes) -> bytes:
     """A field with a length."""
     return bytes([number << 3 | 2]) + frame(text)
+
+
+def encode_handshake(id: str, head: Mapping[str, int], mode: str, reports: bool = False) -> bytes:
+    """The frame of a Handshake, as a whole."""
+    return b"".join(handshake_pieces(id, head, mode, reports))
 
 
 def cut(data: bytes, sizes: Iterable[int]) -> Iterator[bytes]:

@@ -132,22 +132,14 @@ class Report(NamedTuple):
     refused: tuple[Refusal, ...] = ()
 
 
-def encode_handshake(id: str, head: Mapping[str, int], mode: str, reports: bool = False) -> bytes:
-    """The frame of a Handshake, as a whole.
+def handshake_pieces(id: str, head: Mapping[str, int], mode: str, reports: bool) -> Iterator[bytes]:
+    """The frame of a Handshake in pieces, so that a long frame can be made and sent in turns.
 
     `id` is who speaks, `head` has the last number of every log that they hold, and `mode` is one of
-    MODES.
+    MODES. Each piece but the last has 1,000 digests. The ids have to be valid.
 
-    >>> encode_handshake("foobar", {"foobar": 2}, "sync").hex()[:8]
+    >>> b"".join(handshake_pieces("foobar", {"foobar": 2}, "sync", reports=False)).hex()[:8]
     '160a0666'
-    """
-    return b"".join(handshake_pieces(id, head, mode, reports))
-
-
-def handshake_pieces(id: str, head: Mapping[str, int], mode: str, reports: bool) -> Iterator[bytes]:
-    """The same frame in pieces, so that a long frame can be made and sent in turns.
-
-    Each piece but the last has 1,000 digests. The ids have to be valid.
     """
     # The bytes before the digests and after them: the id, and the tag and number of the mode.
     before, after = _string(1, id), b"\x18" + _varint(MODES.index(mode) + 1)
