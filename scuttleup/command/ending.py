@@ -1,8 +1,8 @@
 """How a Ctrl-C, a SIGTERM and a failing database end a command.
 
 Until the arguments are read, nobody knows which exit status is right, so a signal is only
-remembered. Until a peer runs, a signal ends the command wherever it is, by a KeyboardInterrupt.
-Something that Python calls may swallow that. So it is remembered, and the peer ends as soon as it
+remembered. Until a peer runs, a signal ends the command at once, by a KeyboardInterrupt. Something
+that Python calls may swallow that. So the signal is remembered, and the peer ends as soon as it
 runs. Later a signal only wakes the event loop, which then ends the peer in order.
 """
 
@@ -31,8 +31,7 @@ class Ending:
         # may ask.
         self.came = False
         self.error: Exception | None = None
-        # In a script, a shell makes a job that it starts with `&` ignore Ctrl-C. That is left as it
-        # was.
+        # A job that a script starts with `&` ignores Ctrl-C, and goes on to do so.
         self._signals = [
             signum
             for signum in (signal.SIGINT, signal.SIGTERM)
@@ -42,7 +41,7 @@ class Ending:
             signal.signal(signum, self)
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt for each signal from now on, and for one that came before."""
+        """Raise KeyboardInterrupt for each signal from now on, and if a signal came before."""
         self._wake = None
         if self.came:
             raise KeyboardInterrupt

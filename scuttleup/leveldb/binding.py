@@ -1,7 +1,7 @@
 """The one file that knows LevelDB's Python binding: its classes, file names and error texts.
 
-`plyvel` and its fork `plyvel_next` have the same API. Usually only one is installed. If both are,
-`plyvel_next` is used, and a LevelDB of the other is not taken. The two import statements are plain,
+`plyvel` and the fork `plyvel_next` have the same API. Usually only one is installed. If both are,
+`plyvel_next` is used, and a LevelDB of `plyvel` is not taken. The two import statements are plain,
 because programs that freeze a program, such as PyInstaller, find no others.
 
 File names
@@ -41,7 +41,7 @@ ON_ERROR = "strict" if ON_WINDOWS else sys.getfilesystemencodeerrors()
 
 
 class Unreadable(Exception):
-    """What is stored cannot be read, for the reason that it gives. It never leaves the package."""
+    """The stored bytes cannot be read, as the text says. This never leaves the package."""
 
 
 # The errors of a read or a write. The binding raises a RuntimeError when the database was closed.
@@ -51,8 +51,8 @@ ERRORS = (OSError, RuntimeError, Unreadable, binding.Error)
 def in_words(path: str, error: Exception, advice: str = "") -> DatabaseError:
     """The DatabaseError to raise for `error`, which is the system's or LevelDB's.
 
-    It has the path, the reason, and the `advice`. LevelDB's messages look like "IO error: lock
-    /a/b/LOCK: already held by process": the kind, where it happened, and the reason.
+    The text has the path, the reason, and the `advice`. LevelDB's messages look like "IO error:
+    lock /a/b/LOCK: already held by process": the kind, where it happened, and the reason.
     """
     if isinstance(error, OSError) and error.strerror:  # the system's own error, not LevelDB's
         name = os.path.basename(os.fsdecode(error.filename or ""))

@@ -1,4 +1,4 @@
-"""The files in the folder of a database: what is brought to the disk, and a file of our own.
+"""The files in a database's folder: journals are brought to the disk, and small files are made.
 
 Everything here raises OSError.
 """
@@ -15,8 +15,8 @@ from functools import partial
 def sync_older_journals(folder: str) -> None:
     """Bring every journal but the newest to the disk.
 
-    A synced write makes LevelDB sync its current journal. The journal before stays in the folder
-    until its entries are in a table, and may be unsynced until then. A journal is a file `*.log`,
+    A synced write makes LevelDB sync the current journal. The journal before stays in the folder
+    until all entries are in a table, and may be unsynced until then. A journal is a file `*.log`,
     see doc/log_format.md of LevelDB.
     """
     for journal in _journals(folder)[:-1]:
@@ -45,7 +45,7 @@ _CANNOT_SYNC = (errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def sync_folder(folder: str) -> None:
-    """Bring the names of a new database's files, and its own name, to the disk."""
+    """Bring the names of a new database's files, and the folder's name, to the disk."""
     for each in folder, os.path.dirname(os.path.abspath(folder)):
         try:
             _sync(each, os.O_RDONLY)
@@ -65,13 +65,13 @@ def read_file(path: str) -> bytes | None:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Make the file `path`, which only its owner may read, and bring it to the disk.
+    """Make the file `path`, which only the owner may read, and bring it to the disk.
 
     On Windows everybody who may read the folder may read the file: files have no mode there. A
     folder in the user's own profile is closed to other users.
     """
-    # The file gets its name when it is complete, so there is never half a file of that name.
-    # A file that a killed run left under the other name may have another mode, so that file goes.
+    # The file gets this name when it is complete, so there is never half a file of that name. A
+    # file that a killed run left under the other name may have another mode, so that file goes.
     with suppress(FileNotFoundError):
         os.unlink(path + ".new")
     with open(path + ".new", "xb", opener=partial(os.open, mode=0o600)) as file:
@@ -95,7 +95,7 @@ def check_room(folder: str) -> None:
     probe = os.path.join(folder, "room")
     try:
         with open(probe, "wb") as file:
-            # One piece more is for an index and for the new journal.
+            # Another piece is for an index and for the new journal.
             for _ in range(held // len(piece) + 2):
                 file.write(piece)
             file.flush()
@@ -115,7 +115,7 @@ def _sync(path: str, flags: int) -> None:
 
 
 def _sync_file(file: int) -> None:
-    """Bring what was written to an open file to the disk, as LevelDB does it.
+    """Bring an open file to the disk, as LevelDB does.
 
     On Linux and Windows fsync also has the disk empty its own cache, which would not survive a
     power failure. On macOS only F_FULLFSYNC does that, and some file systems do not have it

@@ -1,17 +1,17 @@
-"""The folder of an open database: that nobody else has it open, and that it is still there.
+"""The folder of an open database: nobody else has the folder open, and it is still there.
 
-*One at a time.* LevelDB holds a lock on its file LOCK. On POSIX a process loses such a lock as soon
-as it closes any descriptor of that file: when it copies its own folder, or when LevelDB itself
-refuses a second opening. So there is one more lock, a flock on the folder. It ends only with its
-own descriptor, which no child process keeps. Only the holder of this lock asks LevelDB. Some
-network file systems have no flock; there LevelDB's own lock is all there is. On Windows LevelDB's
-lock cannot be lost.
+*One at a time.* LevelDB holds a lock on its file LOCK. On POSIX a process loses such a lock by
+closing any descriptor of that file: by a copy of its own folder, or when LevelDB itself refuses a
+second opening. So there is another lock, a flock on the folder. That ends only with a descriptor of
+its own, which no child process keeps. Only the holder of this lock asks LevelDB. Some network file
+systems have no flock; there LevelDB's own lock is all there is. On Windows LevelDB's lock cannot be
+lost.
 
 *Still there.* LevelDB opens its files by name. CURRENT is made anew when a database is opened, and
 never in between. So if there is another file of that name, or none, then the folder was moved or
-deleted, and somebody may have begun a new database in its place. The folder is looked at as well: a
-new CURRENT can get the inode of a deleted file, but a new folder cannot, because the lock keeps the
-old folder open.
+deleted, and there may be a new database in that place. The folder is looked at as well: a new
+CURRENT can get the inode of a deleted file, but a new folder cannot, because the lock keeps the old
+folder open.
 """
 
 from __future__ import annotations

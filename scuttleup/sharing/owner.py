@@ -4,15 +4,15 @@ Theory of operation
 -------------------
 
 *Every link has a thread, and does one thing at a time:* the user asks, the owner answers. A user
-has one link for its calls and one for each of its streams. The owner sends nothing without a
-question. So a user that does not read has one answer at most in memory, and only the thread of its
-link waits for it.
+has a link for calls and a link for each stream. The owner sends nothing without a question. So a
+user that does not read has a single answer at most in memory, and only the thread of that link
+waits.
 
 *A live stream* that asks for news gets an empty answer after SHARE_LOOK seconds without any, and
-asks again. So each side soon notices that the other one has gone.
+asks again. So each side soon notices that the other side has gone.
 
 *Strangers have places of their own.* A link whose other side has not proven itself takes none of
-the places for users, and takes its own place for SHARE_SECONDS at most. If all those places are
+the places for users, and a place for strangers for SHARE_SECONDS at most. If all those places are
 taken, the stranger who came first gives way: a user needs such a place for a moment only.
 
 *The end.* `close` removes the file `share` before the database is given up, so nobody removes the
@@ -78,7 +78,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 def _refusal(error: Exception, *, last: bool = False) -> bytes:
-    """The message that a user raises as an error. The `last` one ends the link."""
+    """The message that a user raises as an error. The `last` message ends the link."""
     return Link.pack({"raise": type(error).__name__, "text": str(error), "last": last})
 
 
@@ -163,7 +163,7 @@ class Share:
                 link.send(link.pack(None, [answer]) if is_entry else link.pack(answer))
 
     def _feed(self, link: Link, since: dict[str, int], snapshot: bool, live: bool) -> None:
-        """Give one run of entries each time that the user asks for the next one."""
+        """Give a run of entries each time that the user asks for the next."""
         news = self._users[link]
         follower = self._store.follow(
             Had(since), snapshot=snapshot, live=live, wake=partial(news.put, None)
