@@ -160,3 +160,12 @@ def test_the_command_forgets_and_remembers(tmp_path: Path) -> None:
     assert run("--db", path, "remember", "stranger") == (0, "", "")
     status, _, err = run("--db", path, "forget", "us")
     assert (status, err) == (1, "scuttleup: 'us' is our own log, which cannot be forgotten\n")
+
+
+def test_a_bookmark_of_a_log_that_was_forgotten_is_ahead_of_it(relay: Scuttleup) -> None:
+    seen = relay.head
+    relay.forget("stranger")
+    with pytest.raises(ValueError, match="since has 2 of 'stranger', whose log ends at 0 here"):
+        relay.create_read_stream(since=seen)
+    del seen["stranger"]
+    assert list(relay.create_read_stream(since=seen)) == []
